@@ -1,0 +1,27 @@
+"""The mathematics of diffusion sampling and inversion: schedule, grids, solvers as tables, guidance.
+
+Imports torch and numpy alone.
+Index i runs on a grid from the clean end, 0, to the noise end, T = grid.steps. Schedules, grids and tables are float64.
+"""
+
+from .grids import Grid, discrete, log_snr, time_uniform
+from .prediction import DataPrediction, data_prediction, guided
+from .sampling import denoise
+from .schedule import NoiseSchedule
+from .tables import StepTable, ddim, dpm_solver_pp_2m, exponential_ab2
+
+__all__ = [
+    "DataPrediction",
+    "Grid",
+    "NoiseSchedule",
+    "StepTable",
+    "data_prediction",
+    "ddim",
+    "denoise",
+    "discrete",
+    "dpm_solver_pp_2m",
+    "exponential_ab2",
+    "guided",
+    "log_snr",
+    "time_uniform",
+]

@@ -1,0 +1,112 @@
+"""Time grids, each under its own name. Index 0 is the clean end, index `steps` the noise end (the paper's T)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .schedule import NoiseSchedule, half_log_snr
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The times of a run. All tensors are float64 of shape (steps + 1,), on the CPU.
+
+    t: the time handed to the network, 0..N-1, a float (never used at index 0 by a sampler).
+    alpha, sigma: alpha² + sigma² = 1.
+    lam: log(alpha / sigma), strictly decreasing in the index; +inf where sigma is 0.
+    """
+
+    name: str
+    t: Tensor
+    alpha: Tensor
+    sigma: Tensor
+    lam: Tensor
+
+    def __post_init__(self) -> None:
+        for field in ("t", "alpha", "sigma", "lam"):
+            values = getattr(self, field)
+            if values.dtype != torch.float64 or values.ndim != 1 or len(values) != len(self.t) or len(values) < 2:
+                raise ValueError(
+                    f"{self.name}: {field} must be float64 of shape (steps + 1,), got {values.dtype} of shape {tuple(values.shape)}"
+                )
+        if not (self.lam.diff() < 0).all():
+            raise ValueError(
+                f"{self.name}: two neighbouring times coincide or are out of order (lam must fall strictly); use fewer steps"
+            )
+
+    @property
+    def steps(self) -> int:
+        return len(self.t) - 1
+
+
+def time_uniform(schedule: NoiseSchedule, steps: int) -> Grid:
+    """Uniform in continuous time from 1 to 1/N: the grid of the DPM-Solver authors' code and of TF-ICON, hence the paper's."""
+    _check_steps(steps)
+    t = torch.linspace(1 / schedule.training_times, 1, steps + 1, dtype=torch.float64)
+    return _continuous(f"time_uniform({steps})", schedule, t)
+
+
+def log_snr(schedule: NoiseSchedule, steps: int) -> Grid:
+    """Uniform in lam between the same two ends: the "logSNR" grid of the DPM-Solver authors' code."""
+    _check_steps(steps)
+    ends = torch.tensor([1 / schedule.training_times, 1.0], dtype=torch.float64)
+    clean, noise = schedule.lam(ends).tolist()
+    t = schedule.time(torch.linspace(clean, noise, steps + 1, dtype=torch.float64))
+    return _continuous(f"log_snr({steps})", schedule, t)
+
+
+def discrete(
+    schedule: NoiseSchedule,
+    steps: int,
+    spacing: Literal["leading", "trailing", "linspace"] = "linspace",
+    final_sigma: Literal["zero", "sigma_min"] = "zero",
+    steps_offset: int = 0,
+) -> Grid:
+    """Integer training times: the grids of diffusers' DPMSolverMultistepScheduler, under its names.
+
+    final_sigma: what index 0 is: no noise at all ("zero"; t[0] = -1 stands for it, the network is not trained there) or the first
+        training time ("sigma_min").
+    steps_offset: added to the "leading" times (1 in Stable Diffusion's own scheduler settings).
+    ValueError for unknown names and for more steps than there are times.
+    """
+    _check_steps(steps)
+    total = schedule.training_times
+    rank = torch.arange(1, steps + 1, dtype=torch.float64)  # 1 is the cleanest time the network sees
+    if steps_offset and spacing != "leading":
+        raise ValueError(f"steps_offset={steps_offset} belongs to spacing='leading', got spacing={spacing!r}")
+    if spacing == "leading":
+        n = rank * (total // (steps + 1)) + steps_offset
+    elif spacing == "trailing":
+        n = (total - (steps - rank) * (total / steps)).round() - 1
+    elif spacing == "linspace":
+        n = (rank * ((total - 1) / steps)).round()
+    else:
+        raise ValueError(f"spacing must be 'leading', 'trailing' or 'linspace', got {spacing!r}")
+    if n[-1] >= total:
+        raise ValueError(
+            f"steps={steps} with steps_offset={steps_offset} leads past the last training time {total - 1}"
+        )
+    if final_sigma not in ("zero", "sigma_min"):
+        raise ValueError(f"final_sigma must be 'zero' or 'sigma_min', got {final_sigma!r}")
+
+    last = -1.0 if final_sigma == "zero" else 0.0
+    log_alpha_last = n.new_zeros(1) if final_sigma == "zero" else schedule.log_alphas[:1]
+    log_alpha = torch.cat([log_alpha_last, schedule.log_alphas[n.long()]])
+    name = f"discrete({steps}, {spacing}, {final_sigma}" + (f", offset {steps_offset})" if steps_offset else ")")
+    return _grid(name, torch.cat([n.new_tensor([last]), n]), log_alpha)
+
+
+def _continuous(name: str, schedule: NoiseSchedule, t: Tensor) -> Grid:
+    return _grid(name, t * schedule.training_times - 1, schedule.log_alpha(t))
+
+
+def _grid(name: str, network_time: Tensor, log_alpha: Tensor) -> Grid:
+    alpha, sigma = log_alpha.exp(), (-torch.expm1(2 * log_alpha)).sqrt()
+    return Grid(name, network_time, alpha, sigma, half_log_snr(log_alpha))
+
+
+def _check_steps(steps: int) -> None:
+    if not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps must be a whole number, 1 or more, got {steps!r}")

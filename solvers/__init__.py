@@ -1,7 +1,7 @@
 """The mathematics of diffusion sampling and inversion: schedule, grids, solvers as tables, guidance.
 
-Imports torch and numpy alone.
-Index i runs on a grid from the clean end, 0, to the noise end, T = grid.steps. Schedules, grids and tables are float64.
+Imports torch and numpy alone. Index i runs on a grid from the clean end, 0, to the noise end, grid.steps, T in
+the paper. Schedules, grids and tables are float64; states are float32 or float64.
 """
 
 from .grids import Grid, discrete, log_snr, time_uniform

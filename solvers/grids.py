@@ -29,11 +29,12 @@ class Grid:
             values = getattr(self, field)
             if values.dtype != torch.float64 or values.ndim != 1 or len(values) != len(self.t) or len(values) < 2:
                 raise ValueError(
-                    f"{self.name}: {field} must be float64 of shape (steps + 1,), got {values.dtype} of shape {tuple(values.shape)}"
+                    f"{self.name}: {field} must be float64 of shape (steps + 1,), got {values.dtype} of shape "
+                    f"{tuple(values.shape)}"
                 )
         if not (self.lam.diff() < 0).all():
             raise ValueError(
-                f"{self.name}: two neighbouring times coincide or are out of order (lam must fall strictly); use fewer steps"
+                f"{self.name}: neighbouring times coincide or are out of order (lam must fall); use fewer steps"
             )
 
     @property
@@ -42,7 +43,7 @@ class Grid:
 
 
 def time_uniform(schedule: NoiseSchedule, steps: int) -> Grid:
-    """Uniform in continuous time from 1 to 1/N: the grid of the DPM-Solver authors' code and of TF-ICON, hence the paper's."""
+    """Uniform in continuous time, 1 to 1/N. The grid of the DPM-Solver authors and of TF-ICON, hence the paper's."""
     _check_steps(steps)
     t = torch.linspace(1 / schedule.training_times, 1, steps + 1, dtype=torch.float64)
     return _continuous(f"time_uniform({steps})", schedule, t)
@@ -66,7 +67,7 @@ def discrete(
 ) -> Grid:
     """Integer training times: the grids of diffusers' DPMSolverMultistepScheduler, under its names.
 
-    final_sigma: what index 0 is: no noise at all ("zero"; t[0] = -1 stands for it, the network is not trained there) or the first
+    final_sigma: what index 0 is: no noise at all ("zero", for which t[0] = -1 stands; no network knows it) or the first
         training time ("sigma_min").
     steps_offset: added to the "leading" times (1 in Stable Diffusion's own scheduler settings).
     ValueError for unknown names and for more steps than there are times.
@@ -85,9 +86,7 @@ def discrete(
     else:
         raise ValueError(f"spacing must be 'leading', 'trailing' or 'linspace', got {spacing!r}")
     if n[-1] >= total:
-        raise ValueError(
-            f"steps={steps} with steps_offset={steps_offset} leads past the last training time {total - 1}"
-        )
+        raise ValueError(f"steps={steps}, steps_offset={steps_offset} lead past the last training time, {total - 1}")
     if final_sigma not in ("zero", "sigma_min"):
         raise ValueError(f"final_sigma must be 'zero' or 'sigma_min', got {final_sigma!r}")
 
@@ -103,7 +102,7 @@ def _continuous(name: str, schedule: NoiseSchedule, t: Tensor) -> Grid:
 
 
 def _grid(name: str, network_time: Tensor, log_alpha: Tensor) -> Grid:
-    alpha, sigma = log_alpha.exp(), (-torch.expm1(2 * log_alpha)).sqrt()
+    alpha, sigma = log_alpha.exp(), torch.expm1(2 * log_alpha).abs().sqrt()
     return Grid(name, network_time, alpha, sigma, half_log_snr(log_alpha))
 
 

@@ -29,7 +29,7 @@ class DataPrediction:
         self.evaluations = 0
 
     def __call__(self, x: Tensor, i: int | Tensor) -> Tensor:
-        """x: (N, ...); i: grid index, an int or int64 (N,), 0..steps -> x0_hat (N, ...) in x's dtype. ValueError where they do not fit."""
+        """x (N, ...), i an int or int64 (N,) in 0..steps -> x0_hat like x. ValueError where they do not fit."""
         rows, index = len(x), _rows_index(i, len(x), self.grid.steps)
         contexts = [_rows_context(context, rows) for context in self.contexts]
         output = self.network(
@@ -60,10 +60,11 @@ def data_prediction(
 ) -> DataPrediction:
     """x0_fn(x, i) of an eps- or v-predicting network, guided by `scale` (Eq. 6).
 
-    prediction_type: "epsilon", x0 = (x - sigma eps) / alpha, or "v_prediction", x0 = alpha x - sigma v (arXiv:2202.00512).
+    prediction_type: "epsilon", x0 = (x - sigma eps) / alpha; "v_prediction", x0 = alpha x - sigma v (arXiv:2202.00512).
     context, null_context: (1 or B, L, D). One row serves any number of states; B rows serve B states, row for row.
-    scale: the guidance scale s. At 1 the null context has no part in Eq. 6 and the network runs once; otherwise condition and null run
-        as one batch, and null_context is required. ValueError where these do not fit together.
+    scale: the guidance scale s. At 1 the null context has no part in Eq. 6 and the network runs once; otherwise condition
+        and null run as one batch, and null_context is required.
+    ValueError where these do not fit together.
     """
     if prediction_type not in ("epsilon", "v_prediction"):
         raise ValueError(f"prediction_type must be 'epsilon' or 'v_prediction', got {prediction_type!r}")
@@ -73,8 +74,8 @@ def data_prediction(
             raise ValueError(f"scale={scale:g} guides between two contexts: pass null_context, or scale=1 for none")
         if null_context.shape[1:] != context.shape[1:]:
             raise ValueError(
-                f"context and null_context run in one batch and must agree in (L, D), got {tuple(context.shape[1:])} and "
-                f"{tuple(null_context.shape[1:])}"
+                f"context and null_context run in one batch and must agree in (L, D), got {tuple(context.shape[1:])} "
+                f"and {tuple(null_context.shape[1:])}"
             )
         contexts.append(null_context)
     return DataPrediction(network, grid, prediction_type, contexts, scale)
@@ -86,19 +87,19 @@ def guided(text: Tensor, null: Tensor, scale: float) -> Tensor:
 
 
 def predict(x0_fn: X0Fn, x: Tensor, i: int | Tensor) -> Tensor:
-    """x0_fn(x, i), checked: ValueError for another shape or dtype than x's, FloatingPointError for values that are not finite."""
+    """x0_fn(x, i), checked: ValueError for another shape or dtype than x's, FloatingPointError (naming i) for nan, inf."""
     x0_hat = x0_fn(x, i)
     if x0_hat.shape != x.shape or x0_hat.dtype != x.dtype:
         raise ValueError(
-            f"x0_fn must return what it is given, {x.dtype} of shape {tuple(x.shape)}; it returned {x0_hat.dtype} of shape "
-            f"{tuple(x0_hat.shape)}"
+            f"x0_fn must return what it is given, {x.dtype} of shape {tuple(x.shape)}; it returned {x0_hat.dtype} of "
+            f"shape {tuple(x0_hat.shape)}"
         )
     if not torch.isfinite(x0_hat).all():
         bad = ~torch.isfinite(x0_hat).flatten(1).all(1).cpu()
         where = torch.as_tensor(i, device="cpu").expand(len(x))[bad].unique().tolist()
         raise FloatingPointError(
-            f"the data prediction at index i = {', '.join(map(str, where))} is not finite; check the state that went in, and run the "
-            f"network in bfloat16 or float32 if it runs in float16"
+            f"the data prediction at index i = {', '.join(map(str, where))} is not finite; check the state that went "
+            f"in, and if the network runs in float16, run it in bfloat16 or float32"
         )
     return x0_hat
 

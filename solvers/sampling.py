@@ -22,15 +22,15 @@ def denoise(
     edit: Callable[[int, Tensor], Tensor] | None = None,
     progress: Callable[[Iterable[int]], Iterable[int]] | None = None,
 ) -> Tensor:
-    """Run the table from index `start` down to 0: x[i-1] = a[i] x[i] + b[i] D[i] + c[i] D[i+1], with D[i] = x0_fn(x[i], i).
+    """Run the table from `start` down to 0: x[i-1] = a[i] x[i] + b[i] D[i] + c[i] D[i+1], where D[i] = x0_fn(x[i], i).
 
-    x: (B, ...) float32 or float64, the state at `start`; its dtype is kept. The table's float64 numbers meet it as scalars.
+    x: (B, ...) float32 or float64, the state at `start`; its dtype is kept, the float64 table meets it as scalars.
     start: 1..grid.steps, the grid's noise end by default.
-    history: D[start + 1], shaped like x, for a run that continues another; without it the first step is first-order (DDIM).
+    history: D[start + 1], shaped like x, for a run that continues another; without it the first step is first-order.
     edit: edit(i, x) -> x, called on every state, i = start, ..., 0, before the network sees it.
     progress: wraps the loop's indices, e.g. tqdm.
-    Returns x[0], (B, ...). Draws no random numbers. Raises ValueError for arguments that do not fit together, before the network
-    runs, and FloatingPointError (naming i) when a data prediction is not finite.
+    Returns x[0], (B, ...). Draws no random numbers. Raises ValueError for arguments that do not fit together, before
+    the network runs, and FloatingPointError (naming i) when a data prediction is not finite.
     """
     start = check_run(x, grid, table, start, history)
     x = edit(start, x) if edit else x
@@ -59,6 +59,7 @@ def check_run(x: Tensor, grid: Grid, table: StepTable, start: int | None, histor
             )
         if history.shape != x.shape or history.dtype != x.dtype:
             raise ValueError(
-                f"history must match the state, {x.dtype} of shape {tuple(x.shape)}; got {history.dtype} of shape {tuple(history.shape)}"
+                f"history must match the state, {x.dtype} of shape {tuple(x.shape)}; got {history.dtype} of shape "
+                f"{tuple(history.shape)}"
             )
     return start

@@ -9,10 +9,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """A variance-preserving schedule of N training times, continued between them (DPM-Solver, arXiv:2206.00927, App. D).
+    """A variance-preserving schedule of N training times, continued between them (DPM-Solver, arXiv:2206.00927).
 
-    Training time n = 0..N-1 sits at continuous time t = (n + 1) / N, and log(alpha) is linear between neighbours. t therefore runs
-    from 1/N (clean end) to 1 (noise end); the network's own time is n = t * N - 1, any real number in [0, N - 1].
+    Training time n = 0..N-1 sits at continuous time t = (n + 1) / N, and log(alpha) is linear between neighbours. So t
+    runs from 1/N (clean end) to 1 (noise end); the network's own time is n = t * N - 1, any real number in [0, N - 1].
 
     log_alphas: (N,) float64, log(alpha) at the training times, strictly decreasing and below 0.
     """

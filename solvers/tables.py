@@ -4,8 +4,8 @@ A multistep data-prediction solver moves from i to i-1 by
 
     x[i-1] = a[i] * x[i] + b[i] * D[i] + c[i] * D[i+1],        D[i] = x0_fn(x[i], i)
 
-so a solver *is* its table, and sampling and inversion are written once, for any table. A new solver is a function from a grid to a
-StepTable; `exponential_ab2` shows one, and `tests/test_solvers_order.py` how its order is measured.
+so a solver *is* its table, and sampling and inversion are written once, for any table. A new solver is a function from
+a grid to a StepTable: `exponential_ab2` shows one, and tests/test_solvers_order.py how its order is measured.
 """
 
 from dataclasses import dataclass
@@ -18,14 +18,13 @@ from .grids import Grid
 
 @dataclass(frozen=True)
 class StepTable:
-    """a, b, c: float64 of shape (steps + 1,). Row i leads from i to i-1; row 0 does not exist and holds nan, so that indices are the
-    paper's. c[steps] must be 0: there is no D[steps + 1]. ValueError where this does not hold.
+    """The numbers of a solver on a grid. ValueError where they are not as said here.
 
-    order: the order of convergence the table is built for.
+    a, b, c: float64 of shape (steps + 1,). Row i leads from i to i-1; row 0 does not exist and holds nan, so that indices
+        are the paper's. c[steps] is 0: there is no D[steps + 1].
     """
 
     name: str
-    order: int
     a: Tensor
     b: Tensor
     c: Tensor
@@ -35,13 +34,14 @@ class StepTable:
             values = getattr(self, field)
             if values.dtype != torch.float64 or values.ndim != 1 or len(values) != len(self.a) or len(values) < 2:
                 raise ValueError(
-                    f"{self.name}: {field} must be float64 of shape (steps + 1,), got {values.dtype} of shape {tuple(values.shape)}"
+                    f"{self.name}: {field} must be float64 of shape (steps + 1,), got {values.dtype} of shape "
+                    f"{tuple(values.shape)}"
                 )
             if not torch.isfinite(values[1:]).all():
                 raise ValueError(f"{self.name}: {field} holds non-finite numbers: {values[1:].tolist()}")
         if self.c[-1] != 0:
             raise ValueError(
-                f"{self.name}: c[{self.steps}] is {self.c[-1]:g}, must be 0: nothing comes before the first step"
+                f"{self.name}: c[{self.steps}] is {self.c[-1]:g}, must be 0: nothing precedes the first step"
             )
 
     @property
@@ -49,8 +49,8 @@ class StepTable:
         return len(self.a) - 1
 
     def row(self, i: int, first: bool = False) -> tuple[float, float, float]:
-        """(a[i], b[i], c[i]); with `first`, the row of a run that starts at i and has no D[i+1]: D[i] stands in for it, which makes
-        the row first-order (DDIM)."""
+        """(a[i], b[i], c[i]). With `first`, the row of a run that starts at i: D[i] stands in for the missing D[i+1],
+        which makes the row first-order (DDIM)."""
         a, b, c = self.a[i].item(), self.b[i].item(), self.c[i].item()
         return (a, b + c, 0.0) if first else (a, b, c)
 
@@ -58,7 +58,8 @@ class StepTable:
         """ValueError unless the table has one row for every step of the grid."""
         if self.steps != grid.steps:
             raise ValueError(
-                f"table {self.name} has {self.steps} steps, grid {grid.name} has {grid.steps}; build the table from the grid it runs on"
+                f"table {self.name} has {self.steps} steps, grid {grid.name} has {grid.steps}; build the table from the "
+                f"grid it runs on"
             )
 
 
@@ -67,25 +68,26 @@ def ddim(grid: Grid) -> StepTable:
     a, b = _first_order(grid)
     c = torch.zeros_like(b)
     c[0] = torch.nan
-    return StepTable(f"ddim on {grid.name}", 1, a, b, c)
+    return StepTable(f"ddim on {grid.name}", a, b, c)
 
 
 def dpm_solver_pp_2m(grid: Grid, lower_order_final: bool = False) -> StepTable:
-    """DPM-Solver++(2M), second order (arXiv:2211.01095, Algorithm 2). With h[i] = lam[i-1] - lam[i] and r[i] = h[i+1] / h[i]:
+    """DPM-Solver++(2M), second order (arXiv:2211.01095, Alg. 2). With h[i] = lam[i-1] - lam[i], r[i] = h[i+1] / h[i]:
 
         b = -alpha[i-1] * expm1(-h[i]) * (1 + 1 / (2 r[i])),    c = alpha[i-1] * expm1(-h[i]) / (2 r[i])
 
-    The row of the noise end is first-order, and so is the last one (i = 1) with `lower_order_final`. On a grid that ends at
-    sigma[0] = 0 the last row is first-order always, for h[1] is infinite there.
+    The row of the noise end is first-order, and so is the last one (i = 1) with `lower_order_final`. On a grid that
+    ends at sigma[0] = 0 the last row is first-order always, for h[1] is infinite there.
     """
     _, b = _first_order(grid)
     return _two_step(f"dpm_solver_pp_2m on {grid.name}", grid, b / 2, lower_order_final)
 
 
 def exponential_ab2(grid: Grid, lower_order_final: bool = False) -> StepTable:
-    """Exponential Adams-Bashforth of two steps, second order: the line through D[i] and D[i+1] in lam, integrated exactly. Known as
-    the "taylor" variant of DPM-Solver++(2M) in its authors' code and as solver_type="heun" in diffusers. It differs from 2M in one
-    number, the weight of the line's slope: alpha[i-1] * (1 + expm1(-h) / h) for 2M's -alpha[i-1] * expm1(-h) / 2.
+    """Exponential Adams-Bashforth of two steps, second order: the line in lam through D[i] and D[i+1], integrated.
+
+    Known as the "taylor" variant of DPM-Solver++(2M) to its authors, as solver_type="heun" to diffusers. It differs from 2M
+    in the weight of the line's slope alone: alpha[i-1] * (1 + expm1(-h) / h) where 2M has -alpha[i-1] * expm1(-h) / 2.
     """
     h = _step_lengths(grid)
     weight = grid.alpha.roll(1) * (1 + torch.expm1(-h) / h)
@@ -113,4 +115,4 @@ def _two_step(name: str, grid: Grid, weight: Tensor, lower_order_final: bool) ->
     rows = torch.arange(2 if lower_order_final or grid.sigma[0] == 0 else 1, grid.steps)
     c[rows] = -weight[rows] * h[rows] / h[rows + 1]
     c[0] = torch.nan
-    return StepTable(name + ", lower_order_final" * lower_order_final, 2, a, b - c, c)
+    return StepTable(name + ", lower_order_final" * lower_order_final, a, b - c, c)

@@ -1,4 +1,4 @@
-"""Data distributions whose denoiser, and for one of them the whole ODE, is known exactly. Test problems for `solvers`."""
+"""Test problems for `solvers`: data whose denoiser, and for the Gaussian the whole ODE, is known exactly."""
 
 from dataclasses import dataclass
 
@@ -34,7 +34,7 @@ class Gaussian:
         return x0_fn
 
     def solution(self, x: Tensor, grid: Grid, start: int, end: int) -> Tensor:
-        """The probability-flow ODE's exact state at `end`: (x - alpha mean) / sqrt(alpha² variance + sigma²) is conserved."""
+        """The probability-flow ODE's state at `end`: (x - alpha mean) / sqrt(alpha² variance + sigma²) is conserved."""
 
         def deviation(i: int) -> Tensor:
             return (grid.alpha[i] ** 2 * self.variance + grid.sigma[i] ** 2).sqrt()

@@ -10,7 +10,7 @@ METHODS = ("joint", "defect", "frozen", "naive")
 
 @dataclass(frozen=True)
 class Settings:
-    """What one composition depends on beside its inputs and the model. The defaults are the paper's where it gives them.
+    """What a composition depends on beside its inputs and the model. Defaults are the paper's where it gives them.
 
     Raises ValueError, naming the field, where a value is outside its range.
     """
@@ -23,7 +23,7 @@ class Settings:
     # T', the state at which Eq. 8 composes. Paper, section 5.1.
     start: int = 6
     # tau of Eq. 9, which acts on i = preserve_until, ..., start: the smaller, the longer the background is kept.
-    # (The paper's Fig. 9 says the reverse; the equation is followed.) Above `start` Eq. 9 never acts. Paper, section 5.1.
+    # (The paper's Fig. 9 says the reverse; we follow the equation.) Above `start` Eq. 9 never acts. Paper, section 5.1.
     preserve_until: int = 3
     # "carry": the data prediction before `start` is composed too, so that the first step is already second order.
     # "restart": that step is first order. At start = steps there is nothing to carry, and both are "restart".
@@ -32,7 +32,7 @@ class Settings:
     # s of Eq. 6. The paper does not give it; TF-ICON uses 2.5 within a domain and 5.0 across domains.
     guidance_scale: float = 2.5
 
-    # The token id of the exceptional prompt. None: 7788, as TF-ICON, or its like in a small vocabulary (see prompts.py).
+    # The token id of the exceptional prompt. None: 7788 as TF-ICON, or its like in a small vocabulary (prompts.py).
     exceptional_token: int | None = None
 
     # How the scans are inverted (solvers.invert), and the relative residual at which it may stop.

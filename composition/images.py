@@ -1,0 +1,192 @@
+"""Scans and masks: from the files medical users have to arrays, and back.
+
+PNG, JPEG and TIFF in 8 and 16 bits, and anything else Pillow opens; DICOM and NIfTI with the extra `medical`. One slice
+of a stack (NIfTI, multi-frame TIFF or DICOM) is named by its number after a "#": `brain.nii.gz#42`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from . import medical
+from .medical import ScanError, slice_number
+
+# A lossy file rings around its edges, so that "nonzero" would grow a mask by several pixels: there, inside starts here.
+LOSSY_THRESHOLD = 128
+LOSSY_FORMATS = ("JPEG", "MPO", "WEBP")
+
+
+@dataclass(frozen=True)
+class Scan:
+    """An image as it was stored: pixels (H, W) grayscale or (H, W, 3) RGB, uint8 or uint16.
+
+    `window` is the pair of stored values that stand for black and white: 0 and 255 in 8 bits, and in 16 bits the scan's
+    own least and greatest value, since 16-bit files often use a small part of their range (12-bit detectors).
+    """
+
+    pixels: np.ndarray
+    name: str = "scan"
+
+    def __post_init__(self):
+        p = self.pixels
+        if p.dtype not in (np.uint8, np.uint16) or p.ndim not in (2, 3) or (p.ndim == 3 and p.shape[2] != 3):
+            raise ScanError(f"{self.name}: expected uint8 or uint16 (H, W) or (H, W, 3), got {p.dtype} {p.shape}")
+        if p.size == 0 or p.min() == p.max():
+            raise ScanError(f"{self.name} is blank (one value, or no pixel at all): there is nothing to compose")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self.pixels.shape[:2]
+
+    @property
+    def grayscale(self) -> bool:
+        """One channel, or three equal ones, as grayscale scans saved as RGB have."""
+        return self.pixels.ndim == 2 or bool((self.pixels == self.pixels[..., :1]).all())
+
+    @property
+    def window(self) -> tuple[int, int]:
+        if self.pixels.dtype == np.uint8:
+            return 0, 255
+        return int(self.pixels.min()), int(self.pixels.max())
+
+    def values(self) -> np.ndarray:
+        """The pixels as float32 (H, W, 3) in [-1, 1], the network's range."""
+        low, high = self.window
+        values = (self.pixels.astype(np.float64) - low) * (2 / (high - low)) - 1
+        rgb = values if values.ndim == 3 else np.repeat(values[..., None], 3, axis=2)
+        return rgb.astype(np.float32)
+
+    def render(self, values: np.ndarray, *, grayscale: bool) -> np.ndarray:
+        """Float values (H, W, 3) in [-1, 1] as pixels in this scan's bit depth and window; values outside are clipped.
+
+        grayscale=True averages the channels and keeps this scan's number of them; False gives three, save in 16 bits:
+        Pillow writes no 16-bit colour, so a 16-bit scan stays grayscale.
+        """
+        low, high = self.window
+        values = values.astype(np.float64)
+        if grayscale or self.pixels.dtype == np.uint16:
+            values = values.mean(axis=2)
+        pixels = np.rint((np.clip(values, -1, 1) + 1) * ((high - low) / 2) + low).astype(self.pixels.dtype)
+        return np.repeat(pixels[..., None], 3, axis=2) if pixels.ndim < self.pixels.ndim else pixels
+
+
+def read_scan(source: str | Path | Image.Image) -> Scan:
+    """Read a scan from a file, or take a Pillow image. The file's orientation tag is applied.
+
+    Transparency is laid on black, a palette looked up, CMYK and the like turned to RGB. Grayscale of more than 8 bits,
+    integer or float, becomes 16 bits: as stored where it fits, else its own range scaled to 0..65535. (Pillow reads
+    16-bit *colour* in 8.) DICOM and NIfTI become 16 bits over the window the file states, else over their own range.
+
+    Raises ScanError for what is unreadable, blank, or a stack without "#slice", ImportError where the extra is missing.
+    """
+    name = str(source) if isinstance(source, str | Path) else "image"
+    return Scan(_pixels_of(source, name), name)
+
+
+def read_mask(source: str | Path | Image.Image) -> np.ndarray:
+    """Read a mask of any mode as a bool array (H, W), by the same readers as a scan: inside is where it is nonzero.
+
+    In colour, any nonzero channel is inside; fully transparent pixels are outside; an image that is all black under its
+    alpha channel is read by the alpha alone. Lossy files (JPEG) are inside from half their range on.
+
+    Raises ScanError for a file that is unreadable, or a mask that is empty.
+    """
+    name = str(source) if isinstance(source, str | Path) else "mask"
+    path, index = (None, None) if isinstance(source, Image.Image) else _split(source)
+    if path is not None and medical.reader_of(path) is not None:
+        inside = medical.reader_of(path)(path, index, name) != 0
+    else:
+        image = _open(source, name)
+        lossy = image.format in LOSSY_FORMATS
+        image = ImageOps.exif_transpose(image)
+        alpha = np.asarray(image.convert("RGBA"))[..., 3] if image.has_transparency_data else None
+        one_channel = image.mode in ("1", "L", "F") or image.mode[0] == "I"
+        values = np.asarray(image if one_channel else image.convert("RGB"))
+        inside = values >= LOSSY_THRESHOLD if lossy else values != 0
+        inside = inside.any(axis=2) if inside.ndim == 3 else inside
+        if alpha is not None:
+            inside = inside & (alpha > 0) if inside.any() else alpha > 0
+    if not inside.any():
+        raise ScanError(f"{name}: the mask is empty; inside is where a mask is nonzero")
+    return inside
+
+
+def box_mask(box: tuple[int, int, int, int], size: tuple[int, int]) -> np.ndarray:
+    """The bool mask (H, W) of a box x, y, width, height in pixels, on a scan of size (height, width)."""
+    x, y, width, height = box
+    rows, columns = size
+    if width < 1 or height < 1 or x < 0 or y < 0 or x + width > columns or y + height > rows:
+        raise ScanError(f"the box x, y, width, height = {box} does not lie on the {columns}x{rows} scan")
+    mask = np.zeros(size, dtype=bool)
+    mask[y : y + height, x : x + width] = True
+    return mask
+
+
+def write_image(path: str | Path, pixels: np.ndarray) -> None:
+    """Write uint8 or uint16 pixels, or a bool mask as 0 and 255, to PNG or TIFF; under another name until complete."""
+    path = Path(path)
+    image = Image.fromarray(pixels.astype(np.uint8) * 255 if pixels.dtype == bool else pixels)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        image.save(temporary, format=Image.registered_extensions()[path.suffix.lower()])
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _pixels_of(source, name: str) -> np.ndarray:
+    if not isinstance(source, Image.Image):
+        path, index = _split(source)
+        if (reader := medical.reader_of(path)) is not None:
+            return _to_uint16(reader(path, index, name), name)
+    image = ImageOps.exif_transpose(_open(source, name))
+    if image.mode == "F" or image.mode[0] == "I":
+        values = np.asarray(image)
+        fits = values.dtype.kind in "iu" and values.min() >= 0 and values.max() <= 65535
+        return values.astype(np.uint16) if fits else _to_uint16(values, name)
+    if image.has_transparency_data:
+        gray = image.mode in ("LA", "L")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image.convert("RGBA"))
+        return np.asarray(image.convert("L" if gray else "RGB"))
+    return np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
+
+
+def _to_uint16(values: np.ndarray, name: str) -> np.ndarray:
+    """Scale grayscale values to the whole range of 16 bits."""
+    values = values.astype(np.float64)
+    if not np.isfinite(values).all():
+        raise ScanError(f"{name} holds values that are not finite numbers")
+    low, high = values.min(), values.max()
+    return np.rint((values - low) * (65535 / max(high - low, np.finfo(float).tiny))).astype(np.uint16)
+
+
+def _split(source: str | Path) -> tuple[Path, int | None]:
+    """A path and the slice number after its "#", if there is one and no file of that very name exists."""
+    match = re.fullmatch(r"(.+)#(\d+)", str(source))
+    if match is None or Path(source).exists():
+        return Path(source), None
+    return Path(match[1]), int(match[2])
+
+
+def _open(source, name: str) -> Image.Image:
+    if isinstance(source, Image.Image):
+        return source
+    path, index = _split(source)
+    try:
+        image = Image.open(path)
+        image.seek(slice_number(getattr(image, "n_frames", 1), index, name))
+        image.load()
+    except ScanError:
+        raise
+    except FileNotFoundError:
+        raise ScanError(f"{name}: there is no such file") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ScanError(f"{name} cannot be read as an image: {error}") from error
+    return image

@@ -1,0 +1,76 @@
+"""Layers that the UNet and the VAE share. Feature maps are (B, C, H, W), in channels_last memory."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def timestep_embedding(t: Tensor, dim: int) -> Tensor:
+    """Sinusoidal embedding of real times t (N,) -> (N, dim): cosines, then sines, of t * 10000^(-2j/dim).
+
+    Always computed in float32, in the order of operations of the published training code, whose rounding at t = 999
+    (about 6e-5) the trained weights have seen.
+    """
+    half = dim // 2
+    frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
+    angles = t.float()[:, None] * frequencies[None]
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+class TimestepEmbedding(nn.Module):
+    """The MLP behind the sinusoidal embedding: (N, dim_in) -> (N, dim)."""
+
+    def __init__(self, dim_in: int, dim: int):
+        super().__init__()
+        self.linear_1 = nn.Linear(dim_in, dim)
+        self.linear_2 = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear_2(F.silu(self.linear_1(x)))
+
+
+class ResnetBlock(nn.Module):
+    """x + conv(silu(norm(conv(silu(norm(x))) + time))). `time_dim` is None in the VAE, which knows no time."""
+
+    def __init__(self, dim_in: int, dim: int, *, groups: int, eps: float, time_dim: int | None = None):
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, dim_in, eps)
+        self.conv1 = nn.Conv2d(dim_in, dim, 3, padding=1)
+        if time_dim is not None:
+            self.time_emb_proj = nn.Linear(time_dim, dim)
+        self.norm2 = nn.GroupNorm(groups, dim, eps)
+        self.conv2 = nn.Conv2d(dim, dim, 3, padding=1)
+        self.conv_shortcut = nn.Conv2d(dim_in, dim, 1) if dim_in != dim else nn.Identity()
+
+    def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
+        """x (B, dim_in, H, W), time (B or 1, time_dim), already through its silu -> (B, dim, H, W)."""
+        h = self.conv1(F.silu(self.norm1(x)))
+        if time is not None:
+            h = h + self.time_emb_proj(time)[:, :, None, None]
+        h = self.conv2(F.silu(self.norm2(h)))
+        return self.conv_shortcut(x) + h
+
+
+class Downsample(nn.Module):
+    """Halves H and W by a strided convolution. The VAE pads on the right and below only, the UNet on all sides."""
+
+    def __init__(self, dim: int, *, pad_all_sides: bool):
+        super().__init__()
+        self.pad = (1, 1, 1, 1) if pad_all_sides else (0, 1, 0, 1)
+        self.conv = nn.Conv2d(dim, dim, 3, stride=2, padding=1 if pad_all_sides else 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x if self.conv.padding == (1, 1) else F.pad(x, self.pad))
+
+
+class Upsample(nn.Module):
+    """Nearest-neighbour resize to `size`, then a convolution."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.conv = nn.Conv2d(dim, dim, 3, padding=1)
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        return self.conv(F.interpolate(x, size=size, mode="nearest"))

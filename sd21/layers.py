@@ -58,11 +58,11 @@ class Downsample(nn.Module):
 
     def __init__(self, dim: int, *, pad_all_sides: bool):
         super().__init__()
-        self.pad = (1, 1, 1, 1) if pad_all_sides else (0, 1, 0, 1)
+        self.pad_all_sides = pad_all_sides
         self.conv = nn.Conv2d(dim, dim, 3, stride=2, padding=1 if pad_all_sides else 0)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x if self.conv.padding == (1, 1) else F.pad(x, self.pad))
+        return self.conv(x if self.pad_all_sides else F.pad(x, (0, 1, 0, 1)))
 
 
 class Upsample(nn.Module):

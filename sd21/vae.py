@@ -13,9 +13,7 @@ from .config import VAEConfig
 from .layers import Downsample, ResnetBlock, Upsample
 
 NORM_EPS = 1e-6  # of every norm in the published VAE, which has no field for it
-RANGE_SLACK = (
-    1e-3  # an image that went through half precision may leave [-1, 1] by a rounding (2^-8 spacing at 1: none)
-)
+RANGE_SLACK = 1 / 255  # half a grey level of an 8-bit image: rounding, not another range
 
 
 class PixelAttention(Attention):
@@ -154,16 +152,12 @@ class VAE(nn.Module):
         channels, factor = self.config.in_channels, self.config.factor
         if image.ndim != 4 or image.shape[1] != channels or not image.is_floating_point():
             raise ValueError(
-                f"image must be a float tensor ({'B'}, {channels}, H, W), got {tuple(image.shape)} {image.dtype}"
+                f"image must be a float tensor (B, {channels}, H, W), got {tuple(image.shape)} {image.dtype}"
             )
         height, width = image.shape[-2:]
         if height % factor or width % factor:
             fit = f"{height - height % factor}x{width - width % factor}"
-            raise ValueError(
-                f"image sides must be multiples of {factor}, got {height}x{width}; crop to {fit} or pad it"
-            )
+            raise ValueError(f"image sides must be multiples of {factor}, got {height}x{width}; crop to {fit} or pad")
         low, high = (value.item() for value in image.aminmax())
         if not (low >= -1 - RANGE_SLACK and high <= 1 + RANGE_SLACK):  # written so that NaN fails
-            raise ValueError(
-                f"image values must lie in [-1, 1], got [{low:g}, {high:g}]; map [0, 255] by x / 127.5 - 1"
-            )
+            raise ValueError(f"image values must lie in [-1, 1], got [{low:g}, {high:g}]; map 0..255 by x / 127.5 - 1")

@@ -77,15 +77,15 @@ def bounding_box(mask: np.ndarray) -> tuple[int, int, int, int]:
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
-def canvas_size(size: tuple[int, int], image_size: int, multiple: int) -> tuple[int, int]:
+def canvas_size(size: tuple[int, int], image_size: int, factor: int) -> tuple[int, int]:
     """The (height, width) at which the network sees a scan of size (height, width).
 
-    As many pixels as the square of image_size it was trained on, in the scan's aspect, each side rounded to a multiple
-    of `multiple`; the slight change of aspect is undone on the way back. TF-ICON stretches every scan to the square.
+    About as many pixels as the square of image_size it was trained on, in the scan's aspect, each side a multiple of
+    `factor`, the pixels per latent; the rounding is undone on the way back. TF-ICON stretches every scan to the square.
     """
     height, width = size
     aspect = math.sqrt(height / width)
-    return tuple(max(1, round(image_size * side / multiple)) * multiple for side in (aspect, 1 / aspect))
+    return tuple(max(1, round(image_size * side / factor)) * factor for side in (aspect, 1 / aspect))
 
 
 def to_canvas(values: np.ndarray, canvas: tuple[int, int]) -> torch.Tensor:

@@ -26,7 +26,7 @@ def exceptional_token(vocabulary: int, token: int | None = None) -> int:
         return TOKEN if vocabulary > TOKEN else vocabulary * TOKEN // VOCABULARY
     if token >= vocabulary:
         raise ValueError(
-            f"exceptional_token {token} is not among the model's {vocabulary} tokens, 0 to {vocabulary - 1}"
+            f"exceptional_token {token} is not one of the model's {vocabulary} tokens, 0 to {vocabulary - 1}"
         )
     return token
 

@@ -1,0 +1,226 @@
+"""The original single-file layout (`v2-1_512-ema-pruned.safetensors`): LDM's names for the UNet and the VAE, OpenCLIP's
+for the text tower. One table per network says what each is called here."""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+
+from .config import SchedulerConfig, TextConfig, UNetConfig, VAEConfig
+from .sources import Checkpoint, tokenizer_files
+from .weights import CheckpointError, Stored, index
+
+# A single file carries no configs. These are the published ones of SD 2.1; its two models differ in image size and
+# prediction type alone.
+UNET = UNetConfig(
+    sample_size=64,
+    block_out_channels=(320, 640, 1280, 1280),
+    down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+    up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+    attention_head_dim=(5, 10, 20, 20),
+    cross_attention_dim=1024,
+    use_linear_projection=True,
+)
+VAE = VAEConfig(
+    block_out_channels=(128, 256, 512, 512),
+    down_block_types=("DownEncoderBlock2D",) * 4,
+    up_block_types=("UpDecoderBlock2D",) * 4,
+    layers_per_block=2,
+)
+TEXT = TextConfig(
+    vocab_size=49408,
+    hidden_size=1024,
+    intermediate_size=4096,
+    num_hidden_layers=23,
+    num_attention_heads=16,
+    hidden_act="gelu",
+)
+LATENT_SIZES = {"epsilon": 64, "v_prediction": 96}  # 2-1-base, trained at 512 pixels, and 2-1, at 768
+
+PREFIXES = {
+    "unet": "model.diffusion_model.",
+    "vae": "first_stage_model.",
+    "text_encoder": "cond_stage_model.model.",
+}
+# Buffers of LDM's training schedule, which SchedulerConfig recomputes, and of its averaging (the averaged weights
+# themselves are what the published "ema" files hold as the network's own).
+TRAINING_STATE = {
+    *("betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod"),
+    *("log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod"),
+    *("posterior_variance", "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2"),
+    *("logvar", "lvlb_weights"),
+}
+EMA_PREFIX = "model_ema."
+# OpenCLIP's map to the space it shares with images; Stable Diffusion 2 reads the tower before it.
+CLIP_HEAD = {"text_projection", "logit_scale"}
+
+
+def read(path: Path, variant: str | None, prediction_type: str | None, tokenizer: Path | None) -> Checkpoint:
+    """What a single file holds: Stable Diffusion 2.1, of the stated `prediction_type`, with the stated tokenizer.
+
+    Reads the header, no weights. Raises CheckpointError if either is not stated, or if the file has another layout.
+    """
+    if variant is not None:
+        raise CheckpointError(f"{path} is one file and has no variants; leave variant={variant!r} out")
+    if prediction_type not in LATENT_SIZES:
+        raise CheckpointError(
+            f"{path} does not tell what its network predicts, and prediction_type is {prediction_type!r}; state "
+            'prediction_type="epsilon" (2-1-base, v2-1_512...) or "v_prediction" (2-1, v2-1_768...)'
+        )
+    if tokenizer is None:
+        raise CheckpointError(
+            f"{path} has no tokenizer; name one with tokenizer=, a folder with vocab.json and merges.txt or the hub id "
+            "of a Stable Diffusion 2.x model"
+        )
+    stored = index([path])
+    lacking = [prefix for prefix in PREFIXES.values() if not any(key.startswith(prefix) for key in stored)]
+    if lacking:
+        raise CheckpointError(
+            f"{path} is not a whole model in the original single-file layout: it has no keys under {lacking}. For one "
+            "network's file out of a diffusers-layout folder, name the folder."
+        )
+    if any(key.startswith(EMA_PREFIX + "diffusion_model") for key in stored):
+        warnings.warn(f"{path} also holds averaged weights ({EMA_PREFIX}); they are not used", stacklevel=3)
+    return Checkpoint(
+        replace(UNET, sample_size=LATENT_SIZES[prediction_type]),
+        VAE,
+        TEXT,
+        SchedulerConfig(prediction_type=prediction_type),
+        **published_names(stored, UNET, VAE, TEXT),
+        tokenizer=tokenizer,
+        files={path.name: path} | tokenizer_files(tokenizer),
+    )
+
+
+def published_names(
+    stored: Mapping[str, Stored], unet: UNetConfig, vae: VAEConfig, text: TextConfig
+) -> dict[str, dict[str, Stored]]:
+    """The file's tensors by network and by published name. A key that no table knows keeps its own name, and is an
+    unexpected one to whoever loads it."""
+    networks = {"unet": {}, "vae": {}, "text_encoder": {}}
+    tables = {"unet": unet_table(unet), "vae": vae_table(vae), "text_encoder": text_table(text)}
+    dropped = f"transformer.resblocks.{text.num_hidden_layers}."  # the tower's last block: SD 2 reads the one before
+    for key, tensor in stored.items():
+        if key in TRAINING_STATE or key.startswith(EMA_PREFIX):
+            continue
+        part = next((part for part, prefix in PREFIXES.items() if key.startswith(prefix)), "unet")
+        name = key.removeprefix(PREFIXES[part])
+        if part == "text_encoder" and (name in CLIP_HEAD or name.startswith(dropped)):
+            continue
+        networks[part] |= _split_fused(_renamed(name, tables[part]), tensor)
+    return networks
+
+
+def unet_table(config: UNetConfig) -> dict[str, str]:
+    """LDM's prefix to ours. LDM counts the blocks of each half in one row, down- and upsamplers among them."""
+    table = {
+        "time_embed.0": "time_embedding.linear_1",
+        "time_embed.2": "time_embedding.linear_2",
+        "input_blocks.0.0": "conv_in",
+        "out.0": "conv_norm_out",
+        "out.2": "conv_out",
+        "middle_block.1": "mid_block.attentions.0",
+        **_unet_resnet("middle_block.0", "mid_block.resnets.0"),
+        **_unet_resnet("middle_block.2", "mid_block.resnets.1"),
+    }
+    levels = len(config.block_out_channels)
+    numbers = count(1)
+    for level, layers in enumerate(config.layers_per_block):
+        for layer in range(layers):
+            block = next(numbers)
+            table |= _unet_resnet(f"input_blocks.{block}.0", f"down_blocks.{level}.resnets.{layer}")
+            table[f"input_blocks.{block}.1"] = f"down_blocks.{level}.attentions.{layer}"
+        if level < levels - 1:
+            table[f"input_blocks.{next(numbers)}.0.op"] = f"down_blocks.{level}.downsamplers.0.conv"
+    numbers = count(0)
+    for level, layers in enumerate(reversed(config.layers_per_block)):
+        crossed = config.up_block_types[level] == "CrossAttnUpBlock2D"
+        for layer in range(layers + 1):
+            block = next(numbers)
+            table |= _unet_resnet(f"output_blocks.{block}.0", f"up_blocks.{level}.resnets.{layer}")
+            if crossed:
+                table[f"output_blocks.{block}.1"] = f"up_blocks.{level}.attentions.{layer}"
+        if level < levels - 1:  # the upsampler is one more module of the level's last block
+            table[f"output_blocks.{block}.{2 if crossed else 1}.conv"] = f"up_blocks.{level}.upsamplers.0.conv"
+    return table
+
+
+def _unet_resnet(ldm: str, ours: str) -> dict[str, str]:
+    return {
+        f"{ldm}.in_layers.0": f"{ours}.norm1",
+        f"{ldm}.in_layers.2": f"{ours}.conv1",
+        f"{ldm}.emb_layers.1": f"{ours}.time_emb_proj",
+        f"{ldm}.out_layers.0": f"{ours}.norm2",
+        f"{ldm}.out_layers.3": f"{ours}.conv2",
+        f"{ldm}.skip_connection": f"{ours}.conv_shortcut",
+    }
+
+
+def vae_table(config: VAEConfig) -> dict[str, str]:
+    """LDM's prefix to ours. LDM numbers the decoder's levels from the finest, as the encoder's; we by their order."""
+    table, levels = {}, len(config.block_out_channels)
+    for half, blocks in (("encoder", "down"), ("decoder", "up")):
+        attention = f"{half}.mid_block.attentions.0"
+        table |= {
+            f"{half}.norm_out": f"{half}.conv_norm_out",
+            f"{half}.mid.block_1": f"{half}.mid_block.resnets.0",
+            f"{half}.mid.block_2": f"{half}.mid_block.resnets.1",
+            f"{half}.mid.attn_1.norm": f"{attention}.group_norm",
+            f"{half}.mid.attn_1.q": f"{attention}.to_q",
+            f"{half}.mid.attn_1.k": f"{attention}.to_k",
+            f"{half}.mid.attn_1.v": f"{attention}.to_v",
+            f"{half}.mid.attn_1.proj_out": f"{attention}.to_out.0",
+        }
+        for level in range(levels):
+            ldm = f"{half}.{blocks}.{level if half == 'encoder' else levels - 1 - level}"
+            ours = f"{half}.{blocks}_blocks.{level}"
+            for layer in range(config.layers_per_block + (half == "decoder")):
+                table[f"{ldm}.block.{layer}.nin_shortcut"] = f"{ours}.resnets.{layer}.conv_shortcut"
+                table[f"{ldm}.block.{layer}"] = f"{ours}.resnets.{layer}"
+            table[f"{ldm}.{blocks}sample.conv"] = f"{ours}.{blocks}samplers.0.conv"
+    return table
+
+
+def text_table(config: TextConfig) -> dict[str, str]:
+    """OpenCLIP's prefix to ours. `in_proj_weight` and `in_proj_bias` are q, k and v in one, see _split_fused."""
+    table = {
+        "token_embedding": "text_model.embeddings.token_embedding",
+        "positional_embedding": "text_model.embeddings.position_embedding.weight",
+        "ln_final": "text_model.final_layer_norm",
+    }
+    for layer in range(config.num_hidden_layers):
+        ldm, ours = f"transformer.resblocks.{layer}", f"text_model.encoder.layers.{layer}"
+        table |= {
+            f"{ldm}.ln_1": f"{ours}.layer_norm1",
+            f"{ldm}.ln_2": f"{ours}.layer_norm2",
+            f"{ldm}.mlp.c_fc": f"{ours}.mlp.fc1",
+            f"{ldm}.mlp.c_proj": f"{ours}.mlp.fc2",
+            f"{ldm}.attn.in_proj_weight": f"{ours}.self_attn.qkv.weight",
+            f"{ldm}.attn.in_proj_bias": f"{ours}.self_attn.qkv.bias",
+            f"{ldm}.attn.out_proj": f"{ours}.self_attn.out_proj",
+        }
+    return table
+
+
+def _renamed(name: str, table: Mapping[str, str]) -> str:
+    """`name` with its longest prefix that the table knows replaced."""
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        ours = table.get(".".join(parts[:length]))
+        if ours is not None:
+            return ".".join([ours, *parts[length:]])
+    return name
+
+
+def _split_fused(name: str, tensor: Stored) -> dict[str, Stored]:
+    """A fused q, k, v as three runs of rows; a 1x1 convolution in the VAE's attention as the linear map it is."""
+    if ".qkv." in name:
+        rows = tensor.shape[0] // 3
+        third = replace(tensor, shape=(rows, *tensor.shape[1:]))
+        return {
+            name.replace("qkv", f"{which}_proj"): replace(third, first_row=n * rows) for n, which in enumerate("qkv")
+        }
+    if ".mid_block.attentions.0.to_" in name and tensor.shape[2:] == (1, 1):
+        return {name: replace(tensor, shape=tensor.shape[:2])}
+    return {name: tensor}

@@ -1,0 +1,91 @@
+"""From safetensors files into modules: names matched one to one, every tensor copied once, straight to its place."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+FLOATING = ("F64", "F32", "F16", "BF16")
+
+
+class CheckpointError(ValueError):
+    """A source, a file or a set of keys that no Stable Diffusion 2.x model can be loaded from."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor as it lies in a safetensors file, or a run of its rows, seen under `shape`."""
+
+    file: Path
+    key: str
+    shape: tuple[int, ...]
+    dtype: str
+    first_row: int = 0
+
+    def read(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """The values in `dtype` on `device`, in memory of their own; convolutions channels_last."""
+        layout = torch.channels_last if len(self.shape) == 4 else torch.contiguous_format
+        values = torch.empty(self.shape, dtype=dtype, device=device, memory_format=layout)
+        # The file is mapped anew for every tensor: pages of a mapping that stays open count as resident, and by the
+        # last tensor the whole file would be in memory a second time.
+        with safe_open(self.file, framework="pt") as file:
+            rows = slice(self.first_row, self.first_row + self.shape[0])
+            return values.copy_(file.get_slice(self.key)[rows].view(self.shape))
+
+
+def index(files: Iterable[Path]) -> dict[str, Stored]:
+    """Everything the safetensors `files` hold, by key, from their headers alone. Several files are shards of one set.
+
+    Raises CheckpointError for a file that is missing, truncated or not in the safetensors format.
+    """
+    stored = {}
+    for path in files:
+        try:
+            with safe_open(path, framework="pt") as file:
+                for key in file.keys():
+                    entry = file.get_slice(key)
+                    stored[key] = Stored(path, key, tuple(entry.get_shape()), entry.get_dtype())
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"{path} cannot be read as a safetensors file ({error}). It is truncated, damaged or of another "
+                "format: compare its size and sha256 with the publisher's and fetch it again."
+            ) from error
+    return stored
+
+
+def check(module: nn.Module, stored: Mapping[str, Stored], name: str) -> None:
+    """Raise CheckpointError, naming the keys, unless `stored` and `module` hold the same keys with the same shapes."""
+    expected = module.state_dict()
+    both = expected.keys() & stored.keys()
+    faults = {
+        "missing": expected.keys() - stored.keys(),
+        "unexpected": stored.keys() - expected.keys(),
+        "mis-shaped": {
+            f"{key} is {stored[key].shape}, expected {tuple(expected[key].shape)}"
+            for key in both
+            if stored[key].shape != tuple(expected[key].shape)
+        },
+        "not floating-point": {f"{key} is {stored[key].dtype}" for key in both if stored[key].dtype not in FLOATING},
+    }
+    if any(faults.values()):
+        found = "; ".join(f"{len(keys)} {kind} ({_listed(keys)})" for kind, keys in faults.items() if keys)
+        raise CheckpointError(
+            f"the weights of {name} do not fit its network: {found}. Weights and config must come from the same "
+            "Stable Diffusion 2.x model, whole and not quantised."
+        )
+
+
+def fill(module: nn.Module, stored: Mapping[str, Stored], device: torch.device, dtype: torch.dtype) -> None:
+    """Give a module built on the meta device its values, frozen and in evaluation mode; `check` comes first."""
+    values = {key: stored[key].read(device, dtype) for key in module.state_dict()}
+    module.load_state_dict(values, strict=True, assign=True)
+    module.eval().requires_grad_(False)
+
+
+def _listed(names: Iterable[str], limit: int = 6) -> str:
+    names = sorted(names)
+    more = f", and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

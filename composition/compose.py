@@ -84,7 +84,7 @@ def compose_batch(
 
     model: what sd21.load returns. prompt None in a sample denoises under the exceptional prompt.
     inversions: any mapping from `inversion_key` to `Trajectory`. A background found there is not inverted again, and
-        a new one is put there; a dict keeps them in memory.
+        a new one, inverted by itself, is put there; a dict keeps them in memory.
     progress: wraps the solvers' loops, e.g. tqdm.
     Returns one Composition for every sample, in their order. Before the network runs, raises ValueError (PlacementError
     for what cannot be placed); later solvers.InversionError for a scan that missed the tolerance.
@@ -138,7 +138,7 @@ def _run(model, jobs: list[_Job], token: int, settings: Settings, inversions, pr
     backgrounds, objects, reused = _trajectories(model, jobs, token, settings, inversions, progress, seconds)
 
     with _timed(seconds, "composition", model.device):
-        x_bg = torch.stack([trajectory.states for trajectory in backgrounds], dim=1).to(model.device)
+        x_bg = torch.stack([trajectory.states.to(model.device) for trajectory in backgrounds], dim=1)
         x_obj = torch.stack([trajectory.states for trajectory in objects], dim=1)
         m_obj, m_user = (torch.stack([getattr(job, name) for job in jobs]) for name in ("m_obj", "m_user"))
         grid, table = sampler(model, settings)
@@ -207,7 +207,7 @@ def _run(model, jobs: list[_Job], token: int, settings: Settings, inversions, pr
 def _trajectories(
     model, jobs: list[_Job], token: int, settings: Settings, inversions, progress, seconds: dict[str, float]
 ) -> tuple[list[Trajectory], list[Trajectory], list[bool]]:
-    """Every job's background and object, inverted in one batch, and whether its background had been inverted before."""
+    """Every job's background and object, inverted, and whether its background had been inverted before."""
     known = {} if inversions is None else inversions
     # Without a mapping to outlive this batch the pixels are key enough, and the model's files need no hashing.
     keys = [
@@ -218,11 +218,15 @@ def _trajectories(
     ]
     found = {key: known[key] for key in dict.fromkeys(keys) if key in known}
     new = {key: job.background for key, job in zip(keys, jobs, strict=True) if key not in found}
-    with _timed(seconds, "encode", model.device):
-        images = torch.stack([*new.values(), *(job.obj for job in jobs)])
-        latents = _in_pieces(model.encode, images, settings.max_batch)
-    with _timed(seconds, "inversion", model.device):
-        inverted = invert_latents(model, latents, token, settings, progress)
+    objects = [job.obj for job in jobs]
+    # What is kept must not depend on its company: a batch's other rows change the rounding, so new ones go one by one.
+    groups = [[*new.values(), *objects]] if inversions is None else [*([image] for image in new.values()), objects]
+    inverted = []
+    for group in groups:
+        with _timed(seconds, "encode", model.device):
+            latents = _in_pieces(model.encode, torch.stack(group), settings.max_batch)
+        with _timed(seconds, "inversion", model.device):
+            inverted += invert_latents(model, latents, token, settings, progress)
     for key, trajectory in zip(new, inverted, strict=False):
         found[key] = known[key] = trajectory
     first = {key: keys.index(key) for key in new}
@@ -241,4 +245,4 @@ def _timed(seconds: dict[str, float], stage: str, device):
     yield
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
-    seconds[stage] = time.perf_counter() - begin
+    seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - begin

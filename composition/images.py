@@ -6,7 +6,6 @@ of a stack (NIfTI, multi-frame TIFF or DICOM) is named by its number after a "#"
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from . import medical
+from .files import atomic
 from .medical import ScanError, slice_number
 
 # A lossy file rings around its edges, so that "nonzero" would grow a mask by several pixels: there, inside starts here.
@@ -99,7 +99,7 @@ def read_mask(source: str | Path | Image.Image) -> np.ndarray:
     Raises ScanError for a file that is unreadable, or a mask that is empty.
     """
     name = str(source) if isinstance(source, str | Path) else "mask"
-    path, index = (None, None) if isinstance(source, Image.Image) else _split(source)
+    path, index = (None, None) if isinstance(source, Image.Image) else split_slice(source)
     if path is not None and medical.reader_of(path) is not None:
         inside = medical.reader_of(path)(path, index, name) != 0
     else:
@@ -118,6 +118,14 @@ def read_mask(source: str | Path | Image.Image) -> np.ndarray:
     return inside
 
 
+def split_slice(source: str | Path) -> tuple[Path, int | None]:
+    """A path and the slice number after its "#", if there is one and no file of that very name exists."""
+    match = re.fullmatch(r"(.+)#(\d+)", str(source))
+    if match is None or Path(source).exists():
+        return Path(source), None
+    return Path(match[1]), int(match[2])
+
+
 def box_mask(box: tuple[int, int, int, int], size: tuple[int, int]) -> np.ndarray:
     """The bool mask (H, W) of a box x, y, width, height in pixels, on a scan of size (height, width)."""
     x, y, width, height = box
@@ -133,17 +141,13 @@ def write_image(path: str | Path, pixels: np.ndarray) -> None:
     """Write uint8 or uint16 pixels, or a bool mask as 0 and 255, to PNG or TIFF; under another name until complete."""
     path = Path(path)
     image = Image.fromarray(pixels.astype(np.uint8) * 255 if pixels.dtype == bool else pixels)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        image.save(temporary, format=Image.registered_extensions()[path.suffix.lower()])
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic(path) as temporary:
+        image.save(temporary)
 
 
 def _pixels_of(source, name: str) -> np.ndarray:
     if not isinstance(source, Image.Image):
-        path, index = _split(source)
+        path, index = split_slice(source)
         if (reader := medical.reader_of(path)) is not None:
             return _to_uint16(reader(path, index, name), name)
     image = ImageOps.exif_transpose(_open(source, name))
@@ -167,18 +171,10 @@ def _to_uint16(values: np.ndarray, name: str) -> np.ndarray:
     return np.rint((values - low) * (65535 / max(high - low, np.finfo(float).tiny))).astype(np.uint16)
 
 
-def _split(source: str | Path) -> tuple[Path, int | None]:
-    """A path and the slice number after its "#", if there is one and no file of that very name exists."""
-    match = re.fullmatch(r"(.+)#(\d+)", str(source))
-    if match is None or Path(source).exists():
-        return Path(source), None
-    return Path(match[1]), int(match[2])
-
-
 def _open(source, name: str) -> Image.Image:
     if isinstance(source, Image.Image):
         return source
-    path, index = _split(source)
+    path, index = split_slice(source)
     try:
         image = Image.open(path)
         image.seek(slice_number(getattr(image, "n_frames", 1), index, name))

@@ -1,0 +1,52 @@
+"""The before/after figure of one composition."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
+
+from .compose import Composition, Sample
+
+PANEL_HEIGHT = 384  # pixels
+GAP = 8
+CAPTION_HEIGHT = 28
+USER_COLOUR = (80, 200, 255)
+TUMOUR_COLOUR = (255, 200, 40)
+
+
+def before_after(sample: Sample, composition: Composition) -> Image.Image:
+    """Four captioned RGB panels: background with user mask, object with mask, composite without and with its mask."""
+    window = sample.background.window
+    background = _eight_bit(sample.background.pixels, window)
+    composite = _eight_bit(composition.image, window)
+    obj = _eight_bit(sample.obj.pixels, sample.obj.window)
+    panels = [
+        ("background, target region", _panel(background, sample.user_mask, USER_COLOUR)),
+        ("object, tumour mask", _panel(obj, sample.object_mask, TUMOUR_COLOUR)),
+        ("composite", _panel(composite)),
+        ("composite, tumour mask", _panel(composite, composition.mask, TUMOUR_COLOUR)),
+    ]
+    width = sum(panel.width for _, panel in panels) + GAP * (len(panels) + 1)
+    figure = Image.new("RGB", (width, PANEL_HEIGHT + CAPTION_HEIGHT + GAP), "white")
+    draw, font, x = ImageDraw.Draw(figure), ImageFont.load_default(size=16), GAP
+    for caption, panel in panels:
+        draw.text((x + panel.width // 2, CAPTION_HEIGHT // 2), caption, fill="black", font=font, anchor="mm")
+        figure.paste(panel, (x, CAPTION_HEIGHT))
+        x += panel.width + GAP
+    return figure
+
+
+def _eight_bit(pixels: np.ndarray, window: tuple[int, int]) -> Image.Image:
+    low, high = window
+    scaled = (pixels.astype(np.float64) - low) * (255 / (high - low))
+    return Image.fromarray(np.rint(scaled.clip(0, 255)).astype(np.uint8)).convert("RGB")
+
+
+def _panel(image: Image.Image, mask: np.ndarray | None = None, colour: tuple[int, int, int] = (0, 0, 0)) -> Image.Image:
+    """The image at the panel's height, with the outline of the mask (two pixels wide, inside it) drawn on top."""
+    size = (max(1, round(image.width * PANEL_HEIGHT / image.height)), PANEL_HEIGHT)
+    panel = image.resize(size, Image.Resampling.BICUBIC)
+    if mask is not None:
+        inside = Image.fromarray(mask.astype(np.uint8) * 255).resize(size, Image.Resampling.NEAREST)
+        panel.paste(colour, mask=ImageChops.subtract(inside, inside.filter(ImageFilter.MinFilter(5))))
+    return panel

@@ -1,0 +1,41 @@
+"""What a user asks for, on the command line or in a manifest: the files of one composition."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from .compose import Sample
+from .files import sha256
+from .images import ScanError, box_mask, read_mask, read_scan, split_slice
+from .placement import place
+
+FILES = ("background", "object", "object_mask", "user_mask")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One composition's files, by the names in FILES, and its prompt. The target is files["user_mask"] or user_box."""
+
+    files: dict[str, Path]
+    user_box: tuple[int, int, int, int] | None  # x, y, width, height in the background's pixels
+    prompt: str
+
+    def read(self) -> Sample:
+        """Read and check everything that can be checked without a model, the placement too.
+
+        Raises ScanError (a file), PlacementError (files that do not fit each other) or ImportError (a missing extra).
+        """
+        if ("user_mask" in self.files) == (self.user_box is not None):
+            raise ScanError("the target region is given either as a user mask or as a user box, and not as both")
+        background, obj = read_scan(self.files["background"]), read_scan(self.files["object"])
+        object_mask = read_mask(self.files["object_mask"])
+        box = self.user_box
+        user_mask = read_mask(self.files["user_mask"]) if box is None else box_mask(box, background.size)
+        place(background, obj, object_mask, user_mask)  # for its errors
+        return Sample(background, obj, object_mask, user_mask, self.prompt)
+
+    def describe(self) -> dict:
+        """The inputs as a record holds them: names and hashes of the files, the box, the prompt."""
+        files = {name: {"file": path.name, "sha256": sha256(split_slice(path)[0])} for name, path in self.files.items()}
+        return {"prompt": self.prompt, "user_box": self.user_box and list(self.user_box), "inputs": files}

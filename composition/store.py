@@ -1,0 +1,96 @@
+"""Inversions kept for reuse, in memory and on disk: a mapping from `inversion_key` to `Trajectory`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterator, MutableMapping
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from .files import atomic
+from .inversions import Trajectory
+
+
+class InversionStore(MutableMapping[str, Trajectory]):
+    """The last `keep` trajectories in memory (0.5 MB each at 512 x 512 and start = 6), all of them in `folder` if any.
+
+    One safetensors file per trajectory, which carries its report, its key and a SHA-256 of the states. A file that is
+    damaged, or is not what its name says, is warned of and counts as absent, so that it is made again. Any number of
+    processes may share a folder: files appear whole, and whoever makes one twice makes the same.
+    """
+
+    def __init__(self, folder: str | Path | None = None, keep: int = 64):
+        self.folder = None if folder is None else Path(folder)
+        self.keep = keep
+        self._recent: OrderedDict[str, Trajectory] = OrderedDict()
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+
+    def __getitem__(self, key: str) -> Trajectory:
+        if key not in self._recent:
+            path = self._path(key)
+            if path is None or not path.exists():
+                raise KeyError(key)
+            try:
+                self._remember(key, _read(path, key))
+            except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+                warnings.warn(f"stored inversion {path} is unusable and will be made again: {error}", stacklevel=2)
+                raise KeyError(key) from error
+        self._recent.move_to_end(key)
+        return self._recent[key]
+
+    def __setitem__(self, key: str, trajectory: Trajectory) -> None:
+        trajectory = replace(trajectory, states=trajectory.states.cpu())
+        if (path := self._path(key)) is not None:
+            _write(path, key, trajectory)
+        self._remember(key, trajectory)
+
+    def __delitem__(self, key: str) -> None:
+        path = self._path(key)
+        if self._recent.pop(key, None) is None and (path is None or not path.exists()):
+            raise KeyError(key)
+        if path is not None:
+            path.unlink(missing_ok=True)
+
+    def __iter__(self) -> Iterator[str]:
+        on_disk = () if self.folder is None else (path.stem for path in self.folder.glob("*.safetensors"))
+        yield from dict.fromkeys([*self._recent, *on_disk])
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def _path(self, key: str) -> Path | None:
+        return None if self.folder is None else self.folder / f"{key}.safetensors"
+
+    def _remember(self, key: str, trajectory: Trajectory) -> None:
+        self._recent[key] = trajectory
+        while len(self._recent) > self.keep:
+            self._recent.popitem(last=False)
+
+
+def _write(path: Path, key: str, trajectory: Trajectory) -> None:
+    states = trajectory.states.contiguous()
+    report = {name: value for name, value in asdict(replace(trajectory, states=None)).items() if name != "states"}
+    metadata = {"key": key, "report": json.dumps(report), "sha256": _digest(states)}
+    with atomic(path) as temporary:
+        save_file({"states": states}, temporary, metadata=metadata)
+
+
+def _read(path: Path, key: str) -> Trajectory:
+    """Raises one of several errors for a file that is not a whole and sound trajectory of that key."""
+    with safe_open(path, framework="pt") as file:
+        metadata, states = file.metadata(), file.get_tensor("states")
+    if metadata["key"] != key or metadata["sha256"] != _digest(states):
+        raise ValueError("its contents are not what was stored")
+    return Trajectory(states=states, **json.loads(metadata["report"]))
+
+
+def _digest(states: torch.Tensor) -> str:
+    return hashlib.sha256(states.numpy().tobytes()).hexdigest()

@@ -100,9 +100,7 @@ def download(repo: str, revision: str | None, patterns: list[str], local_files_o
     """The folder in the hub's cache with those files of a repository that match `patterns`."""
     try:
         folder = snapshot_download(repo, revision=revision, allow_patterns=patterns, local_files_only=local_files_only)
-    except (
-        Exception
-    ) as error:  # the client's exceptions share no base class; all mean "not to be had"
+    except Exception as error:  # the client's exceptions share no base class; all mean "not to be had"
         at = f" at revision {revision}" if revision else ""
         cause = " ".join(f"{type(error).__name__}: {error}".split())
         raise CheckpointError(
@@ -121,8 +119,12 @@ def read_folder(root: Path, variant: str | None, tokenizer: Path | None) -> Chec
     """
     tokenizer = tokenizer or root / "tokenizer"
     lacking = [name for name in CONFIGS if not (root / name).is_file()]
-    weights = {part: _chosen_weights(root, part, variant) for part in WEIGHTS}
-    for part, files in weights.items():
+    weights = {}
+    for part in WEIGHTS:
+        files = _weight_files(root, part, variant)
+        if not files and variant is None and (files := _weight_files(root, part, "fp16")):
+            warnings.warn(f"{root / part} holds its weights in float16 only (variant fp16); using those", stacklevel=3)
+        weights[part] = files
         if not files:
             others = sorted(path.name for path in (root / part).glob("*") if path.suffix in {*PICKLES, ".safetensors"})
             there = f" (there are {', '.join(others)}; a .bin is {PICKLE_REFUSED})" if others else ""
@@ -169,15 +171,6 @@ def tokenizer_files(folder: Path) -> dict[str, Path]:
     whole = (folder / "tokenizer.json").is_file() or all((folder / n).is_file() for n in ("vocab.json", "merges.txt"))
     found = [path for pattern in TOKENIZER_FILES for path in sorted(folder.glob(pattern))] if whole else []
     return {f"tokenizer/{path.name}": path for path in found}
-
-
-def _chosen_weights(root: Path, part: str, variant: str | None) -> list[Path]:
-    files = _weight_files(root, part, variant)
-    if not files and variant is None:
-        files = _weight_files(root, part, "fp16")
-        if files:
-            warnings.warn(f"{root / part} holds its weights in float16 only (variant fp16); using those", stacklevel=4)
-    return files
 
 
 def _weight_files(root: Path, part: str, variant: str | None) -> list[Path]:

@@ -123,7 +123,7 @@ def small_text_encoder(seed: int = 2, **changes) -> TextEncoder:
 
 
 def write_small_tokenizer(folder: Path) -> None:
-    """A CLIP tokenizer's files: every byte as CLIP spells bytes, alone and at a word's end, and WORDS as whole tokens."""
+    """A CLIP tokenizer's files: each byte as CLIP spells it, alone and at a word's end, and WORDS as whole tokens."""
     # CLIP (after GPT-2) spells each byte as a printable character: itself where it has one, else from U+0100 on.
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     characters = [chr(byte) for byte in printable] + [chr(256 + i) for i in range(256 - len(printable))]

@@ -1,0 +1,212 @@
+"""The original single-file layout, against diffusers' own conversion of the same keys and tensors."""
+
+import json
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.loaders.single_file_utils import (
+    convert_ldm_unet_checkpoint,
+    convert_ldm_vae_checkpoint,
+    convert_open_clip_checkpoint,
+)
+from safetensors.torch import save_file
+from small_models import TEXT_JSON, UNET_JSON, VAE_JSON, randomise, write_small_tokenizer
+from transformers import CLIPTextConfig, CLIPTextModel
+
+import sd21
+from sd21 import single_file, weights
+from sd21.config import TextConfig, UNetConfig, VAEConfig
+from sd21.text import TextEncoder
+from sd21.unet import UNet
+from sd21.vae import VAE
+
+# diffusers knows by name that the 24th block goes: so 23 layers stay, here as at full size.
+SMALL_TEXT_JSON = TEXT_JSON | {"num_hidden_layers": 23}
+SMALL = (UNetConfig.from_dict(UNET_JSON), VAEConfig.from_dict(VAE_JSON), TextConfig.from_dict(SMALL_TEXT_JSON))
+FULL = (single_file.UNET, single_file.VAE, single_file.TEXT)
+PREFIXES = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.model.")
+
+
+def modules(configs):
+    return UNet(configs[0]), VAE(configs[1]), TextEncoder(configs[2])
+
+
+def original_layout(configs, networks):
+    """The tensors of our networks under the names, and fused and folded as, the original layout has them."""
+    tables = (single_file.unet_table, single_file.vae_table, single_file.text_table)
+    tensors = {}
+    for prefix, table, config, network in zip(PREFIXES, tables, configs, networks, strict=True):
+        ours_to_ldm = {ours: ldm for ldm, ours in table(config).items()}
+        state = network.state_dict()
+        for key, value in state.items():
+            if "q_proj" in key:
+                value = torch.cat([state[key.replace("q_proj", f"{which}_proj")] for which in "qkv"])
+                key = key.replace("q_proj", "qkv")
+            if any(f"{which}_proj." in key for which in "kv"):
+                continue
+            if prefix == "first_stage_model." and ".attentions.0.to_" in key and value.ndim == 2:
+                value = value[:, :, None, None]
+            parts = key.split(".")
+            cuts = [n for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in ours_to_ldm]
+            if cuts:
+                key = ".".join([ours_to_ldm[".".join(parts[: cuts[0]])], *parts[cuts[0] :]])
+            tensors[prefix + key] = value.contiguous()
+    last = "cond_stage_model.model.transformer.resblocks."
+    tensors |= {
+        key.replace(f"{last}22.", f"{last}23."): torch.full_like(value, 5)
+        for key, value in tensors.items()
+        if key.startswith(f"{last}22.")
+    }
+    width = configs[2].hidden_size
+    with torch.device(next(iter(tensors.values())).device):
+        tensors["cond_stage_model.model.text_projection"] = torch.ones(width, width)
+        tensors["cond_stage_model.model.logit_scale"] = torch.tensor(4.6)
+        tensors["betas"] = torch.linspace(0.00085, 0.012, 1000)
+        tensors["alphas_cumprod"] = torch.ones(1000)
+        tensors["model_ema.num_updates"] = torch.tensor(7)
+    return tensors
+
+
+def by_diffusers(tensors, unet_json, vae_json, text_config):
+    """diffusers' conversion, by part. The text model only tells the converter its width."""
+    with torch.device("meta"):
+        text = CLIPTextModel(text_config)
+    return {
+        "unet": convert_ldm_unet_checkpoint(dict(tensors), unet_json),
+        "vae": convert_ldm_vae_checkpoint(dict(tensors), vae_json),
+        "text_encoder": convert_open_clip_checkpoint(text, dict(tensors)),
+    }
+
+
+def text_config(published):
+    return CLIPTextConfig(**{key: published[key] for key in published if key not in ("bos_token_id", "eos_token_id")})
+
+
+@pytest.fixture(scope="module")
+def tensors():
+    return original_layout(SMALL, [randomise(m, seed) for seed, m in enumerate(modules(SMALL))])
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("vocabulary") / "tokenizer"
+    write_small_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture
+def file(tensors, tmp_path, monkeypatch):
+    """A small file; `load` expects the published sizes, so those are made small too."""
+    for name, config in zip(("UNET", "VAE", "TEXT"), SMALL, strict=True):
+        monkeypatch.setattr(single_file, name, config)
+    monkeypatch.setattr(single_file, "LATENT_SIZES", {"epsilon": 16, "v_prediction": 24})
+    save_file(tensors, tmp_path / "small.safetensors")
+    return tmp_path / "small.safetensors"
+
+
+def test_full_size_names_and_shapes_are_those_that_diffusers_converts_to():
+    with torch.device("meta"):
+        networks = modules(FULL)
+    tensors = original_layout(FULL, networks)
+    unet, vae, text = FULL
+    published = by_diffusers(
+        tensors,
+        {"layers_per_block": 2, "block_out_channels": unet.block_out_channels},
+        {"down_block_types": vae.down_block_types, "up_block_types": vae.up_block_types},
+        CLIPTextConfig(hidden_size=text.hidden_size, num_hidden_layers=1, num_attention_heads=16),
+    )
+    stored = {key: weights.Stored(None, key, tuple(value.shape), "F32") for key, value in tensors.items()}
+    ours = single_file.published_names(stored, *FULL)
+    counts = {"unet": 686, "vae": 248, "text_encoder": 372}  # tensors in the published diffusers-layout files
+    for (part, count), network in zip(counts.items(), networks, strict=True):
+        assert {key: tensor.shape for key, tensor in ours[part].items()} == {
+            key: tuple(tensor.shape) for key, tensor in published[part].items()
+        }
+        assert len(ours[part]) == count
+        weights.check(network, ours[part], part)
+
+
+def test_every_tensor_is_the_one_that_diffusers_converts(tensors, file):
+    published = by_diffusers(tensors, UNET_JSON, VAE_JSON, text_config(SMALL_TEXT_JSON))
+    ours = single_file.published_names(weights.index([file]), *SMALL)
+    for part, expected in published.items():
+        assert ours[part].keys() == expected.keys()
+        for key, tensor in ours[part].items():
+            assert torch.equal(tensor.read(torch.device("cpu"), torch.float32), expected[key]), key
+
+
+@torch.no_grad()
+def test_the_loaded_networks_compute_what_diffusers_computes_from_the_same_file(tensors, file, tokenizer, tmp_path):
+    model = sd21.load(file, prediction_type="epsilon", tokenizer=tokenizer, device="cpu", dtype=torch.float32)
+    published = by_diffusers(tensors, UNET_JSON, VAE_JSON, text_config(SMALL_TEXT_JSON))
+    unet = UNet2DConditionModel.from_config(UNET_JSON).eval()
+    unet.load_state_dict(published["unet"], strict=True)
+    vae = AutoencoderKL.from_config(VAE_JSON).eval()
+    vae.load_state_dict(published["vae"], strict=True)
+    (tmp_path / "text").mkdir()  # through its own loader, which knows its names with and without "text_model."
+    (tmp_path / "text/config.json").write_text(json.dumps(SMALL_TEXT_JSON))
+    save_file(published["text_encoder"], tmp_path / "text/model.safetensors", metadata={"format": "pt"})
+    text = CLIPTextModel.from_pretrained(tmp_path / "text").eval()
+
+    generator = torch.Generator().manual_seed(3)
+    x, image = torch.randn(2, 4, 8, 8, generator=generator), torch.rand(1, 3, 32, 32, generator=generator) * 2 - 1
+    ids = model.tokenizer(["a brain scan"] * 2, padding="max_length", max_length=77, return_tensors="pt").input_ids
+    context = model.embed(["a brain scan"] * 2)
+    # float32 rounding, summed in another order.
+    close = {"rtol": 1e-4, "atol": 1e-5}
+    torch.testing.assert_close(context, text(ids).last_hidden_state, **close)
+    torch.testing.assert_close(model.unet(x, 500, context), unet(x, 500, context).sample, **close)
+    torch.testing.assert_close(model.encode(image), vae.encode(image).latent_dist.mean * 0.18215, **close)
+    torch.testing.assert_close(model.decode(x), vae.decode(x / 0.18215).sample, **close)
+
+
+def test_the_caller_says_which_of_the_two_models_it_is(file, tokenizer):
+    for prediction_type, size in (("epsilon", 128), ("v_prediction", 192)):
+        model = sd21.load(file, prediction_type=prediction_type, tokenizer=tokenizer, device="cpu")
+        assert (model.prediction_type, model.image_size) == (prediction_type, size)
+        assert set(model.identity["files"]) >= {"small.safetensors", "tokenizer/vocab.json"}
+
+
+def test_the_published_latent_sizes():
+    assert {kind: size * FULL[1].factor for kind, size in single_file.LATENT_SIZES.items()} == {
+        "epsilon": 512,
+        "v_prediction": 768,
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "prediction_type is None; state"),
+        ({"prediction_type": "sample"}, "prediction_type is 'sample'; state"),
+        ({"prediction_type": "epsilon"}, "has no tokenizer; name one"),
+        ({"prediction_type": "epsilon", "variant": "fp16"}, "has no variants"),
+    ],
+)
+def test_what_the_file_does_not_say_must_be_said(file, arguments, message):
+    with pytest.raises(sd21.CheckpointError, match=message):
+        sd21.load(file, device="cpu", **arguments)
+
+
+def test_an_unknown_or_missing_key_is_an_error(tensors, file, tokenizer):
+    first = "model.diffusion_model.input_blocks.0.0.bias"
+    surplus = {"model.diffusion_model.label_emb.0.0.weight": torch.zeros(1), "control_model.x": torch.zeros(1)}
+    save_file({key: value for key, value in tensors.items() if key != first} | surplus, file)
+    with pytest.raises(sd21.CheckpointError) as error:
+        sd21.load(file, prediction_type="epsilon", tokenizer=tokenizer, device="cpu")
+    assert "1 missing (conv_in.bias); 2 unexpected (control_model.x, label_emb.0.0.weight)" in str(error.value)
+
+
+def test_a_file_of_another_layout_is_an_error(tensors, file, tokenizer):
+    save_file({key: value for key, value in tensors.items() if not key.startswith("first_stage_model.")}, file)
+    with pytest.raises(sd21.CheckpointError, match=r"no keys under \['first_stage_model.'\]"):
+        sd21.load(file, prediction_type="epsilon", tokenizer=tokenizer, device="cpu")
+
+
+def test_averaged_weights_beside_the_others_are_left_with_a_warning(tensors, file, tokenizer):
+    averaged = {"model_ema.diffusion_modelinput_blocks00bias": torch.zeros(32)}
+    save_file(tensors | averaged, file)
+    with pytest.warns(UserWarning, match=r"averaged weights \(model_ema.\); they are not used"):
+        model = sd21.load(file, prediction_type="epsilon", tokenizer=tokenizer, device="cpu", dtype=torch.float32)
+    assert torch.equal(model.unet.conv_in.bias, tensors["model.diffusion_model.input_blocks.0.0.bias"])

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -80,7 +81,8 @@ def discrete(
     if spacing == "leading":
         n = rank * (total // (steps + 1)) + steps_offset
     elif spacing == "trailing":
-        n = (total - (steps - rank) * (total / steps)).round() - 1
+        # np.arange settles ties such as 937.5 (48 steps) the way diffusers' own grids do.
+        n = torch.tensor(np.arange(total, 0, -total / steps)[:steps].round()).flip(0) - 1
     elif spacing == "linspace":
         n = (rank * ((total - 1) / steps)).round()
     else:

@@ -62,8 +62,8 @@ def data_prediction(
 
     prediction_type: "epsilon", x0 = (x - sigma eps) / alpha; "v_prediction", x0 = alpha x - sigma v (arXiv:2202.00512).
     context, null_context: (1 or B, L, D). One row serves any number of states; B rows serve B states, row for row.
-    scale: the guidance scale s. At 1 the null context has no part in Eq. 6 and the network runs once; otherwise condition
-        and null run as one batch, and null_context is required.
+    scale: the guidance scale s. At 1 the null context has no part in Eq. 6 and the network runs once; otherwise
+        condition and null run as one batch, and null_context is required.
     ValueError where these do not fit together.
     """
     if prediction_type not in ("epsilon", "v_prediction"):
@@ -87,7 +87,7 @@ def guided(text: Tensor, null: Tensor, scale: float) -> Tensor:
 
 
 def predict(x0_fn: X0Fn, x: Tensor, i: int | Tensor) -> Tensor:
-    """x0_fn(x, i), checked: ValueError for another shape or dtype than x's, FloatingPointError (naming i) for nan, inf."""
+    """x0_fn(x, i), checked: ValueError for a shape or dtype not x's, FloatingPointError (naming i) for nan, inf."""
     x0_hat = x0_fn(x, i)
     if x0_hat.shape != x.shape or x0_hat.dtype != x.dtype:
         raise ValueError(

@@ -20,8 +20,8 @@ from .grids import Grid
 class StepTable:
     """The numbers of a solver on a grid. ValueError where they are not as said here.
 
-    a, b, c: float64 of shape (steps + 1,). Row i leads from i to i-1; row 0 does not exist and holds nan, so that indices
-        are the paper's. c[steps] is 0: there is no D[steps + 1].
+    a, b, c: float64 of shape (steps + 1,). Row i leads from i to i-1; row 0 does not exist and holds nan, so that
+        indices are the paper's. c[steps] is 0: there is no D[steps + 1].
     """
 
     name: str
@@ -58,8 +58,8 @@ class StepTable:
         """ValueError unless the table has one row for every step of the grid."""
         if self.steps != grid.steps:
             raise ValueError(
-                f"table {self.name} has {self.steps} steps, grid {grid.name} has {grid.steps}; build the table from the "
-                f"grid it runs on"
+                f"table {self.name} has {self.steps} steps, grid {grid.name} has {grid.steps}; build the table from "
+                f"the grid it runs on"
             )
 
 
@@ -86,8 +86,8 @@ def dpm_solver_pp_2m(grid: Grid, lower_order_final: bool = False) -> StepTable:
 def exponential_ab2(grid: Grid, lower_order_final: bool = False) -> StepTable:
     """Exponential Adams-Bashforth of two steps, second order: the line in lam through D[i] and D[i+1], integrated.
 
-    Known as the "taylor" variant of DPM-Solver++(2M) to its authors, as solver_type="heun" to diffusers. It differs from 2M
-    in the weight of the line's slope alone: alpha[i-1] * (1 + expm1(-h) / h) where 2M has -alpha[i-1] * expm1(-h) / 2.
+    Known as the "taylor" variant of DPM-Solver++(2M) to its authors, as solver_type="heun" to diffusers. It differs from
+    2M in the weight of the line's slope alone: alpha[i-1] * (1 + expm1(-h) / h) where 2M has -alpha[i-1] * expm1(-h) / 2.
     """
     h = _step_lengths(grid)
     weight = grid.alpha.roll(1) * (1 + torch.expm1(-h) / h)

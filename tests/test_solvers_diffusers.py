@@ -102,8 +102,8 @@ def test_states_equal_diffusers(spacing, final_sigma, solver, prediction_type, l
         table = build(grid, lower_order_final=lower_order_final and steps < 15)
         x0_fn = data_prediction(network, grid, prediction_type, context)
         expected = theirs(scheduler, x, lambda x, t: network(x, t, context))
-        # Float32 tables in diffusers: h, a difference of logarithms near 1, carries a few 1e-7 of error over h >= 0.05.
-        assert worst_error(ours(x, grid, table, x0_fn), expected) < 1e-5, f"{steps} steps"
+        # Float32 tables in diffusers: h >= 0.05, a difference of logarithms, is off by some 1e-7. Worst seen: 1.4e-6.
+        assert worst_error(ours(x, grid, table, x0_fn), expected) < 5e-6, f"{steps} steps"
 
 
 @pytest.mark.parametrize("prediction_type", ("epsilon", "v_prediction"))
@@ -120,5 +120,5 @@ def test_guided_run_equals_the_pipelines_formula(prediction_type, x):
     grid = discrete(schedule_of(scheduler), 20, "linspace", "sigma_min")
     x0_fn = data_prediction(network, grid, prediction_type, text, null_context=null, scale=2.5)
     # Guidance multiplies the rounding by about its scale; the bound is the unguided one.
-    assert worst_error(ours(x, grid, dpm_solver_pp_2m(grid), x0_fn), theirs(scheduler, x, pipeline)) < 1e-5
+    assert worst_error(ours(x, grid, dpm_solver_pp_2m(grid), x0_fn), theirs(scheduler, x, pipeline)) < 5e-6
     assert x0_fn.evaluations == 2 * 20 * len(x)

@@ -13,7 +13,7 @@ FACTOR = 8
 
 
 class FakeModel:
-    """image_size: pixels. spread: the standard deviation of the Gaussian data. pull: how far a context moves its mean."""
+    """image_size: pixels. spread: standard deviation of the Gaussian data. pull: how far a context moves its mean."""
 
     device, dtype, prediction_type = torch.device("cpu"), torch.float32, "epsilon"
     vae = SimpleNamespace(config=SimpleNamespace(factor=FACTOR))

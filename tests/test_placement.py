@@ -1,0 +1,150 @@
+"""Placement: one affine map for the object, its tissue and its mask; then the canvas and the latent grid."""
+
+import numpy as np
+import pytest
+import torch
+
+from composition.images import Scan
+from composition.placement import (
+    PlacementError,
+    bounding_box,
+    canvas_size,
+    from_canvas,
+    place,
+    to_canvas,
+    to_latent_mask,
+)
+
+RNG = np.random.default_rng(0)
+
+
+def noise(height, width):
+    return Scan(RNG.integers(0, 256, (height, width), dtype=np.uint8))
+
+
+def smooth(height, width):
+    """A scan of long waves, which resampling keeps."""
+    y, x = np.mgrid[:height, :width]
+    return Scan(np.rint(127 + 60 * np.sin(x / 9) + 60 * np.cos(y / 11)).astype(np.uint8))
+
+
+def box(shape, x, y, width, height):
+    mask = np.zeros(shape, dtype=bool)
+    mask[y : y + height, x : x + width] = True
+    return mask
+
+
+def disc(shape, x, y, radius):
+    rows, columns = np.mgrid[: shape[0], : shape[1]] + 0.5
+    return (columns - x) ** 2 + (rows - y) ** 2 <= radius**2
+
+
+def test_an_object_that_is_the_backgrounds_own_region_stays_where_it_is():
+    scan, mask = noise(60, 80), disc((60, 80), 30, 20, 9)
+    placement = place(scan, scan, mask, mask)
+    assert (placement.scale, placement.shift, placement.clipped) == (1, (0, 0), 0)
+    assert np.array_equal(placement.image, scan.values()) and np.array_equal(placement.object_mask, mask)
+
+
+def test_moving_by_whole_pixels_copies_the_tissue_and_goes_on_with_the_background():
+    background, obj = noise(60, 80), noise(30, 30)
+    placement = place(background, obj, box((30, 30), 8, 10, 6, 5), box((60, 80), 50, 3, 6, 5))
+    assert placement.shift == (42, -7)
+    expected = background.values()
+    expected[0:23, 42:72] = obj.values()[7:30]  # the rows above the background's edge are cropped
+    assert np.array_equal(placement.image, expected)
+    assert np.array_equal(placement.object_mask, box((60, 80), 50, 3, 6, 5))
+
+
+@pytest.mark.parametrize(("width", "height"), [(30, 90), (90, 30), (36, 36), (9, 40)])
+def test_the_mask_fits_the_users_box_with_its_aspect_kept_and_centred(width, height):
+    object_mask = disc((100, 100), 50, 50, 18)
+    placement = place(noise(120, 120), noise(100, 100), object_mask, box((120, 120), 7, 11, width, height))
+    x0, y0, x1, y1 = bounding_box(placement.object_mask)
+    side = min(width, height)
+    assert placement.scale == side / 36 and placement.clipped == 0
+    # Within one pixel: the edge pixels of a scaled disc are covered by more than half, or not.
+    assert abs(x1 - x0 - side) <= 1 and abs(y1 - y0 - side) <= 1
+    assert abs((x0 + x1) / 2 - (7 + width / 2)) <= 0.5 and abs((y0 + y1) / 2 - (11 + height / 2)) <= 0.5
+    # A disc's edge crosses some 3 * side pixels, and about as many of them fall inside as outside.
+    assert abs(placement.object_mask.sum() - np.pi * (side / 2) ** 2) < side
+
+
+@pytest.mark.parametrize("side", [12, 47, 61])
+def test_image_and_mask_move_by_the_same_map(side):
+    """The mask, drawn as an image, moves exactly as the image does; and a smooth image goes where the map says."""
+    obj, mask = smooth(100, 100), disc((100, 100), 40, 55, 20)
+    user = box((150, 150), 31, 42, side, side)
+    placement = place(noise(150, 150), obj, mask, user)
+    drawn = place(noise(150, 150), Scan(mask * np.uint8(255)), mask, user)
+    assert np.array_equal(drawn.image[user].mean(axis=1) >= 0, placement.object_mask[user])
+
+    y, x = (np.argwhere(placement.object_mask) + 0.5).T
+    sx, sy = (x - placement.shift[0]) / placement.scale - 0.5, (y - placement.shift[1]) / placement.scale - 0.5
+    wave = (127 + 60 * np.sin(sx / 9) + 60 * np.cos(sy / 11)) / 127.5 - 1
+    # 0.03: 8-bit rounding, and bilinear interpolation and averaging of waves of some 60 pixels.
+    np.testing.assert_allclose(placement.image[placement.object_mask][:, 0], wave, atol=0.03)
+
+
+def test_an_object_larger_than_the_background_is_scaled_into_the_user_mask_and_cropped():
+    background, obj = noise(50, 50), smooth(400, 300)
+    placement = place(background, obj, box((400, 300), 100, 100, 160, 160), box((50, 50), 5, 5, 40, 40))
+    assert placement.scale == 0.25 and np.array_equal(placement.object_mask, placement.user_mask)
+    assert placement.image.shape == (50, 50, 3)
+
+
+def test_the_object_is_cut_to_a_user_mask_that_is_no_box():
+    user = disc((100, 100), 50, 50, 30)
+    placement = place(noise(100, 100), noise(40, 40), box((40, 40), 5, 5, 30, 30), user)
+    assert np.array_equal(placement.object_mask, user)  # the square circumscribes the disc
+    assert placement.clipped == pytest.approx(1 - user.sum() / 60**2)
+
+
+def test_bad_masks_are_told_before_any_work():
+    scan, mask = noise(40, 50), box((40, 50), 5, 5, 10, 10)
+    corners = box((40, 50), 5, 5, 2, 2) | box((40, 50), 35, 35, 2, 2)
+    for object_mask, user_mask, message in [
+        (mask.T, mask, r"the object mask has \(height, width\) \(50, 40\), but its scan .* has \(40, 50\)"),
+        (mask, mask[:, :-1], "the user mask has"),
+        (mask & False, mask, "object mask of scan is empty"),
+        (mask, mask & False, "user mask of scan is empty"),
+        (mask.astype(int), mask, r"int64 \(40, 50\); expected a bool array"),
+        (box((40, 50), 10, 4, 1, 30), corners, "nothing of the object is left inside the user mask"),
+    ]:
+        with pytest.raises(PlacementError, match=message):
+            place(scan, scan, object_mask, user_mask)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [((512, 512), (512, 512)), ((225, 225), (512, 512)), ((375, 448), (472, 560)), ((168, 300), (384, 688))],
+)
+def test_the_canvas_has_the_scans_aspect_and_the_networks_area(size, expected):
+    assert canvas_size(size, 512, 8) == expected
+    assert abs(expected[0] * expected[1] / 512**2 - 1) < 0.02  # half a latent of rounding on either side
+
+
+def test_the_canvas_is_left_as_it_was_entered():
+    values = smooth(150, 210).values()
+    canvas = canvas_size((150, 210), 256, 8)
+    there = to_canvas(values, canvas)
+    assert there.shape == (3, *canvas)
+    # 0.02 of a range of 2: bicubic resampling of long waves, at the border too.
+    np.testing.assert_allclose(from_canvas(there, (150, 210)), values, atol=0.02)
+    assert torch.equal(to_canvas(values, (150, 210)), torch.from_numpy(values).permute(2, 0, 1))
+
+
+def test_a_latent_cell_is_inside_if_half_of_it_is():
+    mask = np.zeros((16, 24), dtype=bool)
+    mask[:8, :12] = True  # one cell, and half of the next
+    mask[8:11, 16:24] = True  # three eighths of one
+    assert to_latent_mask(mask, (2, 3)).tolist() == [[[1, 1, 0], [0, 0, 0]]]
+    # A grid that does not divide the scan: cells of 2.5 columns; the mask covers 2 of the first cell's, 0 of the others'.
+    assert to_latent_mask(np.repeat([[1, 1, 0, 0, 0]], 4, 0).astype(bool), (4, 2))[0, 0].tolist() == [1, 0]
+
+
+def test_masks_inside_one_another_stay_so_on_the_latent_grid():
+    for seed in range(20):
+        user = np.random.default_rng(seed).random((37, 53)) < 0.7
+        inner = user & (np.random.default_rng(seed + 100).random((37, 53)) < 0.8)
+        assert (to_latent_mask(inner, (9, 11)) <= to_latent_mask(user, (9, 11))).all()

@@ -112,6 +112,6 @@ def test_a_wrong_coefficient_shows(mistake, problem):
 
 
 def test_the_mixture_solution_is_converged():
-    """At half its steps it is off by 16 times its own error; even that is far below the 1e-5 the finest 2M run leaves."""
+    """At half its steps it is off by 16 times its own error; even that is far below the 3e-5 of the finest 2M run."""
     data, x, exact = mixture_problem()
     assert (data.solution(x, SCHEDULE, steps=250) - exact).norm() < 1e-7

@@ -1,0 +1,140 @@
+"""LPIPS (Zhang et al., CVPR 2018), a distance of images in the feature space of AlexNet, from two kinds of weights.
+
+- `published_lpips`: the metric itself, from torchvision's AlexNet and the linear weights v0.1 of the `lpips` package.
+- `shift_tolerant_lpips`: ST-LPIPS (Ghildyal and Liu, ECCV 2022), the same with an anti-aliased trunk, trained anew. Its
+  complete weights come with the package `stlpips-pytorch`, so that it works offline. Its figures are not LPIPS figures:
+  wherever they are printed, `name` belongs beside them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+CHANNELS = (64, 192, 384, 256, 256)
+# ImageNet's mean and deviation per channel, for images in [-1, 1] (LPIPS, v0.1).
+SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
+# The binomial low-pass of BlurPool (Zhang, ICML 2019).
+BLUR = torch.tensor([1.0, 2.0, 1.0]).outer(torch.tensor([1.0, 2.0, 1.0])) / 16
+SMALLEST = 63  # pixels; below, AlexNet's second pooling has nothing left
+
+ST_PACKAGE, ST_FILE = "stlpips_pytorch", "weights/vST0.0/alex_shift_tolerant.pth"
+ST_CONVS = ("net.slice1.0", "net.slice2.5", "net.slice3.9", "net.slice4.11", "net.slice5.13")
+ST_BLURS = {"net.slice1.1": 64, "net.slice2.4": 64, "net.slice3.8": 192}  # and the channels each repeats its filter for
+TORCHVISION_CONVS = ("features.0", "features.3", "features.6", "features.8", "features.10")
+
+
+class WeightsError(ValueError):
+    """Weights that are absent, or are not those of the network they were given for."""
+
+
+class LPIPS(nn.Module):
+    """The distance (B,) of two images (B, 3, H, W) in [-1, 1]: 0 for equal ones, not bounded above.
+
+    Features after each of AlexNet's five convolutions are normalised over channels; their squared differences, weighted
+    per channel, are averaged over the image and summed over the layers (Zhang et al., Eq. 1). The shift-tolerant trunk
+    differs in its strides alone: each is taken by a blur after the convolution or pooling, which then has stride 1.
+    """
+
+    def __init__(self, *, shift_tolerant: bool):
+        super().__init__()
+        self.shift_tolerant = shift_tolerant
+        self.name = "ST-LPIPS (alex)" if shift_tolerant else "LPIPS (alex, v0.1)"
+        kernels, paddings = (11, 5, 3, 3, 3), (2, 2, 1, 1, 1)
+        strides = (1 if shift_tolerant else 4, 1, 1, 1, 1)
+        self.convs = nn.ModuleList(
+            nn.Conv2d(*sizes) for sizes in zip((3, *CHANNELS), CHANNELS, kernels, strides, paddings, strict=False)
+        )
+        self.linear = nn.ParameterList(torch.empty(1, channels, 1, 1) for channels in CHANNELS)
+        self.requires_grad_(False)
+
+    def features(self, image: torch.Tensor) -> list[torch.Tensor]:
+        """The five maps (B, C, h, w), of unit length at every position."""
+        shift, scale = (torch.tensor(v, device=image.device).view(1, 3, 1, 1) for v in (SHIFT, SCALE))
+        x, maps = (image - shift) / scale, []
+        for layer, conv in enumerate(self.convs):
+            if layer in (1, 2):
+                x = F.max_pool2d(x, kernel_size=3, stride=1 if self.shift_tolerant else 2)
+                x = blur_pool(x) if self.shift_tolerant else x
+            x = conv(x)
+            if layer == 0 and self.shift_tolerant:
+                x = blur_pool(x)
+            x = F.relu(x)
+            maps.append(x / (x.norm(dim=1, keepdim=True) + 1e-10))
+        return maps
+
+    @torch.no_grad()
+    def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        if a.shape != b.shape or a.ndim != 4 or a.shape[1] != 3 or min(a.shape[2:]) < SMALLEST:
+            raise ValueError(
+                f"LPIPS compares images (B, 3, H, W) of one shape, at least {SMALLEST} pixels high and wide; got "
+                f"{tuple(a.shape)} and {tuple(b.shape)}"
+            )
+        a, b = (image.to(self.linear[0].device) for image in (a, b))
+        pairs = zip(self.features(a), self.features(b), self.linear, strict=True)
+        return sum((weight * (fa - fb) ** 2).sum(dim=1).mean(dim=(1, 2)) for fa, fb, weight in pairs)
+
+
+def blur_pool(x: torch.Tensor) -> torch.Tensor:
+    """Low-pass, then every second pixel. ST-LPIPS pads by 2 mirrored pixels, one more than the filter needs."""
+    kernel = BLUR.to(x).expand(x.shape[1], 1, 3, 3)
+    return F.conv2d(F.pad(x, (2, 2, 2, 2), mode="reflect"), kernel, stride=2, groups=x.shape[1])
+
+
+def shift_tolerant_lpips(path: str | Path | None = None) -> LPIPS:
+    """ST-LPIPS with its AlexNet trunk, from alex_shift_tolerant.pth: by default the installed package's.
+
+    Raises WeightsError where the file is absent, or holds anything but this network.
+    """
+    if path is None:
+        package = importlib.util.find_spec(ST_PACKAGE)  # finds its folder and runs none of its code
+        if package is None:
+            raise WeightsError(
+                "ST-LPIPS needs the weights that come with stlpips-pytorch; install the extra: "
+                'pip install "tumour-composition[metrics]"'
+            )
+        path = Path(package.submodule_search_locations[0], ST_FILE)
+    tensors = _read(path)
+    constants = {f"{blur}.filt": BLUR.expand(channels, 1, 3, 3) for blur, channels in ST_BLURS.items()}
+    constants["scaling_layer.shift"] = torch.tensor(SHIFT).view(1, 3, 1, 1)
+    constants["scaling_layer.scale"] = torch.tensor(SCALE).view(1, 3, 1, 1)
+    for key, expected in constants.items():
+        if key not in tensors or not torch.equal(tensors.pop(key), expected):
+            raise WeightsError(f"{path}: {key} is not the constant of ST-LPIPS; is it another network's file?")
+    return _load(LPIPS(shift_tolerant=True), tensors, ST_CONVS, path)
+
+
+def published_lpips(alexnet: str | Path, linear: str | Path) -> LPIPS:
+    """LPIPS v0.1 with AlexNet, as published.
+
+    alexnet: torchvision's alexnet-owt-7be5be79.pth, whose classifier is not used. linear: weights/v0.1/alex.pth of the
+    `lpips` package. Raises WeightsError for files that are absent, or are others.
+    """
+    trunk = {key: value for key, value in _read(alexnet).items() if not key.startswith("classifier.")}
+    return _load(LPIPS(shift_tolerant=False), trunk | _read(linear), TORCHVISION_CONVS, f"{alexnet} with {linear}")
+
+
+def _read(path: str | Path) -> dict[str, torch.Tensor]:
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise WeightsError(f"{path}: there is no such file") from None
+    except Exception as error:  # a damaged archive, or a pickle of more than tensors: torch raises half a dozen types
+        raise WeightsError(f"{path} cannot be read as a file of weights: {error}") from error
+    if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
+        raise WeightsError(f"{path} is not a dictionary of tensors")
+    return tensors
+
+
+def _load(network: LPIPS, tensors: dict[str, torch.Tensor], convs: tuple[str, ...], path: str | Path) -> LPIPS:
+    names = {f"{conv}.{leaf}": f"convs.{i}.{leaf}" for i, conv in enumerate(convs) for leaf in ("weight", "bias")}
+    names |= {f"lin{i}.model.1.weight": f"linear.{i}" for i in range(len(CHANNELS))}
+    try:
+        network.load_state_dict({names.get(key, key): value for key, value in tensors.items()}, strict=True)
+    except RuntimeError as error:
+        raise WeightsError(f"{path} does not hold {network.name}: {error}") from error
+    return network.eval()

@@ -14,7 +14,7 @@ from .schedule import NoiseSchedule, half_log_snr
 class Grid:
     """The times of a run. All tensors are float64 of shape (steps + 1,), on the CPU.
 
-    t: the time handed to the network, 0..N-1, a float (never used at index 0 by a sampler).
+    t: the time handed to the network, 0..N-1, any real number; a sampler never uses index 0.
     alpha, sigma: alpha² + sigma² = 1.
     lam: log(alpha / sigma), strictly decreasing in the index; +inf where sigma is 0.
     """

@@ -27,18 +27,19 @@ def denoise(
     x: (B, ...) float32 or float64, the state at `start`; its dtype is kept, the float64 table meets it as scalars.
     start: 1..grid.steps, the grid's noise end by default.
     history: D[start + 1], shaped like x, for a run that continues another; without it the first step is first-order.
-    edit: edit(i, x) -> x, called on every state, i = start, ..., 0, before the network sees it.
+    edit: edit(i, x) -> x of the same shape and dtype, called on every state, i = start, ..., 0, before the network
+        sees it.
     progress: wraps the loop's indices, e.g. tqdm.
     Returns x[0], (B, ...). Draws no random numbers. Raises ValueError for arguments that do not fit together, before
     the network runs, and FloatingPointError (naming i) when a data prediction is not finite.
     """
     start = check_run(x, grid, table, start, history)
-    x = edit(start, x) if edit else x
+    x = _edited(edit, start, x)
     for i in progress(range(start, 0, -1)) if progress else range(start, 0, -1):
         x0 = predict(x0_fn, x, i)
         a, b, c = table.row(i, first=history is None)
         x = a * x + b * x0 if c == 0 else a * x + b * x0 + c * history
-        x, history = edit(i - 1, x) if edit else x, x0
+        x, history = _edited(edit, i - 1, x), x0
     return x
 
 
@@ -63,3 +64,15 @@ def check_run(x: Tensor, grid: Grid, table: StepTable, start: int | None, histor
                 f"{tuple(history.shape)}"
             )
     return start
+
+
+def _edited(edit: Callable[[int, Tensor], Tensor] | None, i: int, x: Tensor) -> Tensor:
+    if edit is None:
+        return x
+    edited = edit(i, x)
+    if edited.shape != x.shape or edited.dtype != x.dtype:
+        raise ValueError(
+            f"edit must return a state like the one it is given, {x.dtype} of shape {tuple(x.shape)}; at index {i} it "
+            f"returned {edited.dtype} of shape {tuple(edited.shape)}"
+        )
+    return edited

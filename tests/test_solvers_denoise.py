@@ -163,6 +163,14 @@ def test_a_prediction_of_another_shape_or_dtype_is_refused(change):
         denoise(noise(), GRID, TABLE, lambda x, i: change(x))
 
 
+@pytest.mark.parametrize("change", (lambda x: x[:1], lambda x: x.double()))
+def test_an_edit_that_changes_shape_or_dtype_is_refused(change):
+    with pytest.raises(ValueError, match="edit must return a state like .* at index 19 it returned"):
+        denoise(
+            noise(dtype=torch.float32), GRID, TABLE, DATA.x0_fn(GRID), edit=lambda i, x: change(x) if i == 19 else x
+        )
+
+
 def test_no_gradients_are_kept():
     out = denoise(noise().requires_grad_(), GRID, TABLE, DATA.x0_fn(GRID))
     assert not out.requires_grad

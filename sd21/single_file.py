@@ -11,31 +11,8 @@ from .config import SchedulerConfig, TextConfig, UNetConfig, VAEConfig
 from .sources import Checkpoint, tokenizer_files
 from .weights import CheckpointError, Stored, index
 
-# A single file carries no configs. These are the published ones of SD 2.1; its two models differ in image size and
-# prediction type alone.
-UNET = UNetConfig(
-    sample_size=64,
-    block_out_channels=(320, 640, 1280, 1280),
-    down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-    up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-    attention_head_dim=(5, 10, 20, 20),
-    cross_attention_dim=1024,
-    use_linear_projection=True,
-)
-VAE = VAEConfig(
-    block_out_channels=(128, 256, 512, 512),
-    down_block_types=("DownEncoderBlock2D",) * 4,
-    up_block_types=("UpDecoderBlock2D",) * 4,
-    layers_per_block=2,
-)
-TEXT = TextConfig(
-    vocab_size=49408,
-    hidden_size=1024,
-    intermediate_size=4096,
-    num_hidden_layers=23,
-    num_attention_heads=16,
-    hidden_act="gelu",
-)
+# A single file carries no configs: it is taken for SD 2.1, whose two models differ in image size and prediction type.
+UNET, VAE, TEXT = UNetConfig(), VAEConfig(), TextConfig()
 LATENT_SIZES = {"epsilon": 64, "v_prediction": 96}  # 2-1-base, trained at 512 pixels, and 2-1, at 768
 
 PREFIXES = {

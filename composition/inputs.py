@@ -21,13 +21,20 @@ class Request:
     user_box: tuple[int, int, int, int] | None  # x, y, width, height in the background's pixels
     prompt: str
 
+    def check_files(self) -> None:
+        """What can be checked without opening an image. Raises ScanError."""
+        if ("user_mask" in self.files) == (self.user_box is not None):
+            raise ScanError("the target region is given either as a user mask or as a user box, and not as both")
+        for name, path in self.files.items():
+            if not split_slice(path)[0].is_file():
+                raise ScanError(f"{name}: there is no such file: {path}")
+
     def read(self) -> Sample:
         """Read and check everything that can be checked without a model, the placement too.
 
         Raises ScanError (a file), PlacementError (files that do not fit each other) or ImportError (a missing extra).
         """
-        if ("user_mask" in self.files) == (self.user_box is not None):
-            raise ScanError("the target region is given either as a user mask or as a user box, and not as both")
+        self.check_files()
         background, obj = read_scan(self.files["background"]), read_scan(self.files["object"])
         object_mask = read_mask(self.files["object_mask"])
         box = self.user_box
@@ -37,5 +44,7 @@ class Request:
 
     def describe(self) -> dict:
         """The inputs as a record holds them: names and hashes of the files, the box, the prompt."""
-        files = {name: {"file": path.name, "sha256": sha256(split_slice(path)[0])} for name, path in self.files.items()}
+        files = {name: None for name in FILES}
+        for name, path in self.files.items():
+            files[name] = {"file": path.name, "sha256": sha256(split_slice(path)[0])}
         return {"prompt": self.prompt, "user_box": self.user_box and list(self.user_box), "inputs": files}

@@ -2,50 +2,61 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal, get_args, get_origin, get_type_hints
 
-GRIDS = ("time_uniform", "log_snr")
-METHODS = ("joint", "defect", "frozen", "naive")
+
+def _setting(default, about: str):
+    """A field and what it means; the command line makes its option and its help of them."""
+    return field(default=default, metadata={"about": about})
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a composition depends on beside its inputs and the model. Defaults are the paper's where it gives them.
+    """What one composition depends on beside its inputs and the model. Defaults are the paper's where it gives them.
 
     Raises ValueError, naming the field, where a value is outside its range.
     """
 
-    # The sampler. Paper, section 5.1: T = 20. TF-ICON: DPM-Solver++(2M), uniform in time, no first-order last step.
-    steps: int = 20
-    grid: str = "time_uniform"  # "time_uniform" | "log_snr"
-    lower_order_final: bool = False
+    # TF-ICON, whose solver the paper takes over: DPM-Solver++(2M), uniform in time, no first-order last step.
+    steps: int = _setting(20, "T, the steps of the whole grid (paper, section 5.1)")
+    grid: Literal["time_uniform", "log_snr"] = _setting("time_uniform", "how the steps are spaced (as TF-ICON)")
+    lower_order_final: bool = _setting(False, "take the last step to first order (TF-ICON does not)")
 
-    # T', the state at which Eq. 8 composes. Paper, section 5.1.
-    start: int = 6
-    # tau of Eq. 9, which acts on i = preserve_until, ..., start: the smaller, the longer the background is kept.
-    # (The paper's Fig. 9 says the reverse; we follow the equation.) Above `start` Eq. 9 never acts. Paper, section 5.1.
-    preserve_until: int = 3
-    # "carry": the data prediction before `start` is composed too, so that the first step is already second order.
-    # "restart": that step is first order. At start = steps there is nothing to carry, and both are "restart".
-    history: str = "carry"
+    start: int = _setting(6, "T', the state at which Eq. 8 composes, counted from the clean end (paper, section 5.1)")
+    # The paper's Fig. 9 says the reverse of Eq. 9, which is followed here.
+    preserve_until: int = _setting(
+        3,
+        "tau of Eq. 9, which puts the background back on states preserve_until to start: the smaller, the longer it is "
+        "kept; above start, never (paper, section 5.1)",
+    )
+    history: Literal["carry", "restart"] = _setting(
+        "carry",
+        "carry composes the data prediction of the state before start too, so that the first step is already second "
+        "order; restart makes it first order. At start = steps there is nothing to carry",
+    )
+    guidance_scale: float = _setting(
+        2.5,
+        "s of Eq. 6. Not in the paper; TF-ICON: 2.5 within a domain, 5.0 across; 1 is no guidance, at half the cost",
+    )
+    exceptional_token: int | None = _setting(
+        None, "token id of the exceptional prompt; by default 7788, as TF-ICON, or its like in a small vocabulary"
+    )
 
-    # s of Eq. 6. The paper does not give it; TF-ICON uses 2.5 within a domain and 5.0 across domains.
-    guidance_scale: float = 2.5
+    inversion: Literal["joint", "defect", "frozen", "naive"] = _setting(
+        "joint", "how scans are inverted; joint and defect are exact"
+    )
+    tolerance: float = _setting(1e-2, "relative residual at which an exact inversion may stop")
 
-    # The token id of the exceptional prompt. None: 7788 as TF-ICON, or its like in a small vocabulary (prompts.py).
-    exceptional_token: int | None = None
+    preserve: Literal["latent", "pixels"] = _setting(
+        "latent",
+        "latent: the decoded image, the paper's result; pixels: with the scan's own pixels outside the user mask",
+    )
+    feather: int = _setting(4, "pixels over which `preserve pixels` blends; they lie wholly inside the user mask")
 
-    # How the scans are inverted (solvers.invert), and the relative residual at which it may stop.
-    inversion: str = "joint"  # "joint" | "defect" | "frozen" | "naive"
-    tolerance: float = 1e-2
-
-    # "latent": the decoded canvas, the paper's result. "pixels": the scan's own pixels outside the user mask, blended
-    # over `feather` pixels of the scan that lie wholly inside the mask.
-    preserve: str = "latent"
-    feather: int = 4
-
-    # The largest number of rows in one network call; bounds memory and changes no equation. None: no bound.
-    max_batch: int | None = None
+    max_batch: int | None = _setting(
+        None, "rows in one call of the network at most; bounds memory and changes no equation"
+    )
 
     def __post_init__(self):
         _whole(self, "steps", 1)
@@ -56,10 +67,11 @@ class Settings:
             _whole(self, "max_batch", 1)
         if self.exceptional_token is not None:
             _whole(self, "exceptional_token", 0)
-        _choice(self, "grid", GRIDS)
-        _choice(self, "inversion", METHODS)
-        _choice(self, "history", ("carry", "restart"))
-        _choice(self, "preserve", ("latent", "pixels"))
+        for name, kind in get_type_hints(Settings).items():
+            if get_origin(kind) is Literal:
+                _choice(self, name, get_args(kind))
+            elif kind is bool:
+                _choice(self, name, (False, True))
         if not self.tolerance > 0:
             raise ValueError(f"tolerance is a relative residual above 0, got {self.tolerance!r}")
         if not abs(self.guidance_scale) < float("inf"):
@@ -78,7 +90,7 @@ def _whole(settings: Settings, name: str, low: int, high: int | None = None) -> 
         raise ValueError(f"{name} is {expected}, got {value!r}")
 
 
-def _choice(settings: Settings, name: str, allowed: tuple[str, ...]) -> None:
+def _choice(settings: Settings, name: str, allowed: tuple) -> None:
     value = getattr(settings, name)
     if value not in allowed:
-        raise ValueError(f"{name} is one of {', '.join(allowed)}; got {value!r}")
+        raise ValueError(f"{name} is one of {', '.join(map(str, allowed))}; got {value!r}")

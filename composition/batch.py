@@ -1,0 +1,152 @@
+"""Many compositions: resumable, shared out over processes, and written as a data set.
+
+    OUT/metadata.jsonl      one record per line, in the manifest's order; written last
+    OUT/images/ID.png       the composites            (metadata column file_name)
+    OUT/masks/ID.png        their tumour masks        (mask_file_name)
+    OUT/records/ID.json     the same records, one each; a row is done when its record is there
+    OUT/errors.jsonl        the rows that failed, if any did
+
+This is the layout of Hugging Face's "imagefolder", where every column `*_file_name` is one of images.
+
+Whatever order rows are made in, by however many processes, and wherever those are killed, the files come out the same
+(on the same software and the same number of threads). So every row is composed by itself, stored inversions do not
+depend on what else was made, and records hold no times. One run at a time may work on a folder.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch.distributed as dist
+from tqdm import tqdm
+
+from . import record
+from .compose import compose_batch
+from .files import remove_partial, write_json, write_text
+from .images import write_image
+from .manifest import Row, read_manifest
+from .settings import Settings
+from .store import InversionStore
+
+FOREVER = timedelta(days=365)  # a rank that dies ends the others through torchrun, so nobody waits in vain
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run of `batch` did. rows: read; written, kept: made now, or by an earlier run; bad: see errors.jsonl.
+
+    reused: backgrounds that had been inverted for another row; saved_nfe: the network evaluations this spared.
+    """
+
+    rows: int
+    written: int
+    kept: int
+    bad: int
+    reused: int
+    saved_nfe: int
+
+
+def run_batch(
+    manifest: str | Path,
+    out: str | Path,
+    load_model: Callable,
+    settings: Settings,
+    *,
+    cache: str | Path | None = None,
+    quiet: bool = False,
+) -> Summary | None:
+    """Compose every row of the manifest that is not done yet. Under torchrun the rows are shared out as ranks get free.
+
+    load_model: takes nothing, returns what sd21.load returns; called after the manifest was read, if any row is good.
+    cache: a folder for the inversions of backgrounds, shared by ranks and by runs; without it each rank keeps its last
+        ones in memory. Rows are taken by background, so that those that share one come together.
+    Returns the summary on rank 0, None on others. Raises OSError for a manifest or folder that cannot be used.
+    """
+    store, rank, ranks = _meeting_point()
+    out = Path(out)
+    rows, errors = read_manifest(manifest, settings)
+    total = len(rows) + len(errors)
+    if rank == 0:
+        for name in ("images", "masks", "records"):
+            (out / name).mkdir(parents=True, exist_ok=True)
+        remove_partial(out)
+        store.set("ready", "")
+    store.wait(["ready"])
+
+    if rows:
+        model, inversions = load_model(), InversionStore(cache)
+        queue = sorted(rows, key=lambda row: str(row.request.files["background"]))
+        with tqdm(total=len(queue), desc="compositions", disable=quiet or rank > 0) as bar:
+            while (number := store.add("taken", 1) - 1) < len(queue):
+                row = queue[number]
+                store.set(f"error {row.line}", _attempt(row, out, model, inversions, store))
+                bar.update(store.add("finished", 1) - bar.n)
+    store.set(f"left {rank}", "")
+    if rank > 0:
+        return None
+    for row in rows:
+        if message := store.get(f"error {row.line}").decode():
+            errors[row.line] = message
+    store.wait([f"left {other}" for other in range(ranks)])
+    _write_tables(out, [row for row in rows if row.line not in errors], errors)
+    counts = {name: store.add(name, 0) for name in ("written", "kept", "reused", "saved_nfe")}
+    return Summary(rows=total, bad=len(errors), **counts)
+
+
+def _meeting_point() -> tuple[dist.Store, int, int]:
+    """A key-value store with atomic counters that all ranks share, this rank, and how many there are."""
+    if not dist.is_torchelastic_launched():
+        return dist.HashStore(), 0, 1
+    return next(dist.rendezvous("env://", timeout=FOREVER))
+
+
+def _attempt(row: Row, out: Path, model, inversions: InversionStore, store: dist.Store) -> str:
+    """Compose one row unless it is done. Returns what went wrong, or an empty text."""
+    try:
+        asked = {
+            "id": row.id,
+            "file_name": f"images/{row.id}.png",
+            "mask_file_name": f"masks/{row.id}.png",
+            **row.request.describe(),
+            **record.provenance(model, row.settings),
+        }
+        path = out / "records" / f"{row.id}.json"
+        if _is_done(out, path, asked):
+            store.add("kept", 1)
+            return ""
+        sample = row.request.read()
+        path.unlink(missing_ok=True)
+        composition = compose_batch(model, [sample], row.settings, inversions=inversions)[0]
+        write_image(out / asked["file_name"], composition.image)
+        write_image(out / asked["mask_file_name"], composition.mask)
+        write_json(path, {**asked, **record.results(composition), **record.environment(model)})
+    except Exception as error:  # whatever is wrong with one row, the others go on
+        return f"{type(error).__name__}: {error}"
+    store.add("written", 1)
+    background = composition.inversion["background"]
+    if background["reused"]:
+        store.add("reused", 1)
+        store.add("saved_nfe", background["nfe"])
+    return ""
+
+
+def _is_done(out: Path, path: Path, asked: dict) -> bool:
+    """Whether an earlier run made this very row: same inputs, settings and model."""
+    if not path.exists() or not all((out / asked[name]).exists() for name in ("file_name", "mask_file_name")):
+        return False
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return all(name in found and found[name] == value for name, value in asked.items())
+
+
+def _write_tables(out: Path, good: list[Row], errors: dict[int, str]) -> None:
+    records = (json.loads((out / "records" / f"{row.id}.json").read_text(encoding="utf-8")) for row in good)
+    write_text(out / "metadata.jsonl", "".join(json.dumps(entry) + "\n" for entry in records))
+    if errors:
+        lines = ({"line": line, "error": errors[line]} for line in sorted(errors))
+        write_text(out / "errors.jsonl", "".join(json.dumps(entry) + "\n" for entry in lines))
+    else:
+        (out / "errors.jsonl").unlink(missing_ok=True)

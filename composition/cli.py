@@ -1,0 +1,222 @@
+"""The command line: `python -m composition run | demo | batch`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+from typing import Literal, get_args, get_origin, get_type_hints
+
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+import sd21
+from sd21.sources import DEFAULT as DEFAULT_MODEL
+from solvers import InversionError
+
+from . import record
+from .batch import run_batch
+from .compose import compose_batch
+from .demo import demo_request
+from .figures import before_after
+from .files import atomic, write_json
+from .images import write_image
+from .inputs import FILES, Request
+from .settings import Settings
+from .store import InversionStore
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, 1 for what failed on the way, 2 for a request that cannot be met."""
+    options = build_parser().parse_args(arguments)
+    try:
+        return options.command(options)
+    except (ValueError, OSError, ImportError) as error:  # what our own checks raise: CheckpointError, ScanError, ...
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except InversionError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m composition", description="Compose tumours into tumour-free scans."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="one composition from files", description="One composition from files.")
+    run.set_defaults(command=_run)
+    inputs = run.add_argument_group("inputs: PNG, JPEG, TIFF, DICOM, NIfTI; a slice of a stack as FILE#NUMBER")
+    inputs.add_argument("--background", required=True, type=Path, help="the scan without a tumour")
+    inputs.add_argument("--object", required=True, type=Path, help="the scan with the tumour")
+    inputs.add_argument("--object-mask", required=True, type=Path, help="the tumour in it; nonzero is inside")
+    target = inputs.add_mutually_exclusive_group(required=True)
+    target.add_argument("--user-mask", type=Path, help="where it goes in the background; nonzero is inside")
+    target.add_argument("--user-box", type=_box, metavar="X,Y,W,H", help="the same as a box, in pixels")
+    inputs.add_argument("--prompt", required=True, help='as "An MRI scan of a cancerous brain"')
+    _add_out(run, "folder for composite.png, mask.png, figure.png and record.json")
+    _add_model(run)
+    _add_settings(run)
+
+    demo = commands.add_parser(
+        "demo",
+        help="one composition with what ships with the package: no network, no files needed",
+        description="One composition with the checkpoint and the scans that ship with the package.",
+    )
+    demo.set_defaults(command=_demo)
+    demo.add_argument("--out", type=Path, default=Path("demo"), help="folder for the results (default: %(default)s)")
+    demo.add_argument("-q", "--quiet", action="store_true", help="no progress bars, no messages")
+    _add_settings(demo)
+
+    batch = commands.add_parser(
+        "batch",
+        help="many compositions from a manifest, as a data set; run it again to resume",
+        description="Many compositions, as a data set. The same command resumes a run that was killed. Under torchrun "
+        "the rows are shared out over all its processes.",
+    )
+    batch.set_defaults(command=_batch)
+    batch.add_argument(
+        "manifest",
+        type=Path,
+        help="JSON lines: background, object, object_mask, user_mask or user_box, prompt; optionally id and settings. "
+        "Files are relative to the manifest",
+    )
+    _add_out(batch, "folder for metadata.jsonl, images/, masks/, records/ and, where rows failed, errors.jsonl")
+    _add_model(batch)
+    _add_settings(batch)
+    return parser
+
+
+def _add_out(parser: argparse.ArgumentParser, about: str) -> None:
+    parser.add_argument("--out", required=True, type=Path, help=about)
+    parser.add_argument("--cache", type=Path, help="folder to keep the inversions of backgrounds in, for reuse")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress bars, no messages")
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model",
+        default=DEFAULT_MODEL,
+        help="a folder in the diffusers layout, a .safetensors file, a hub id, or mini (default: %(default)s)",
+    )
+    group.add_argument("--revision", help="commit, tag or branch of a hub id")
+    group.add_argument("--variant", help="fp16 for *.fp16.safetensors")
+    group.add_argument("--prediction-type", choices=("epsilon", "v_prediction"), help="a single file does not say it")
+    group.add_argument("--tokenizer", help="folder or hub id of the tokenizer; a single file has none")
+    group.add_argument("--local-files-only", action="store_true", help="do not ask the hub")
+    group.add_argument("--device", help="default: cuda, else mps, else cpu")
+    group.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on cuda, float32 elsewhere")
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    """An option for every field of Settings."""
+    group = parser.add_argument_group("method")
+    kinds = get_type_hints(Settings)
+    for field in fields(Settings):
+        kind = kinds[field.name]
+        how = {"default": field.default}
+        if kind is bool:
+            how["action"] = argparse.BooleanOptionalAction
+        elif get_origin(kind) is Literal:
+            how["choices"] = get_args(kind)
+        else:
+            how["type"] = next(option for option in (get_args(kind) or (kind,)) if option is not type(None))
+        about = field.metadata["about"] + ("" if field.default is None else f" (default: {field.default})")
+        group.add_argument("--" + field.name.replace("_", "-"), help=about, **how)
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    return Settings(**{field.name: getattr(options, field.name) for field in fields(Settings)})
+
+
+def _box(text: str) -> tuple[int, int, int, int]:
+    try:
+        x, y, width, height = (int(number) for number in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected four whole numbers X,Y,W,H, got {text!r}") from None
+    return x, y, width, height
+
+
+def _model_loader(options: argparse.Namespace) -> Callable:
+    """A function that loads the model the options name. Under torchrun every process takes a device of its own."""
+    if dist.is_torchelastic_launched() and torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    return partial(
+        sd21.load,
+        options.model,
+        device=options.device,
+        dtype=options.dtype and getattr(torch, options.dtype),
+        revision=options.revision,
+        variant=options.variant,
+        prediction_type=options.prediction_type,
+        tokenizer=options.tokenizer,
+        local_files_only=options.local_files_only,
+    )
+
+
+def _run(options: argparse.Namespace) -> int:
+    files = {name: getattr(options, name) for name in FILES if getattr(options, name) is not None}
+    request = Request(files, options.user_box, options.prompt)
+    return _compose_one(request, options, _model_loader(options), InversionStore(options.cache))
+
+
+def _demo(options: argparse.Namespace) -> int:
+    return _compose_one(demo_request(), options, partial(sd21.load, "mini"), None)
+
+
+def _compose_one(request: Request, options: argparse.Namespace, load_model: Callable, inversions) -> int:
+    settings, sample = _settings(options), request.read()
+    options.out.mkdir(parents=True, exist_ok=True)
+    begin = time.perf_counter()
+    model = load_model()
+    seconds = {"load": time.perf_counter() - begin}
+    progress = None if options.quiet else partial(tqdm, leave=False)
+    composition = compose_batch(model, [sample], settings, inversions=inversions, progress=progress)[0]
+    write_image(options.out / "composite.png", composition.image)
+    write_image(options.out / "mask.png", composition.mask)
+    with atomic(options.out / "figure.png") as temporary:
+        before_after(sample, composition).save(temporary)
+    entry = {
+        **request.describe(),
+        **record.provenance(model, settings),
+        **record.results(composition),
+        "reused_background": composition.inversion["background"]["reused"],
+        **record.environment(model),
+        "seconds": seconds | composition.seconds,
+    }
+    write_json(options.out / "record.json", entry)
+    if not options.quiet:
+        nfe = sum(composition.nfe.values())
+        print(f"{options.out}: composite.png, mask.png, figure.png, record.json; {nfe} network evaluations")
+    return 0
+
+
+def _batch(options: argparse.Namespace) -> int:
+    load_model = _model_loader(options)
+    summary = run_batch(
+        options.manifest, options.out, load_model, _settings(options), cache=options.cache, quiet=options.quiet
+    )
+    if summary is None:  # another rank speaks
+        return 0
+    if not options.quiet:
+        print(
+            f"{summary.rows} rows: {summary.written} written, {summary.kept} there already, {summary.bad} bad. "
+            f"Backgrounds inverted for another row were reused {summary.reused} times: {summary.saved_nfe} network "
+            "evaluations saved"
+        )
+    if summary.bad:
+        print(
+            f"error: {summary.bad} of {summary.rows} rows failed, see {options.out / 'errors.jsonl'}", file=sys.stderr
+        )
+        return 1
+    return 0

@@ -1,0 +1,35 @@
+"""The example that ships with the package: where its scans are, and what to say while they are not there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sd21.sources import MINI
+
+from .inputs import Request
+from .manifest import read_manifest
+from .settings import Settings
+
+EXAMPLES = Path(__file__).parent / "examples" / "manifest.jsonl"
+
+
+class DemoError(ValueError):
+    """The demo's own files are missing."""
+
+
+def demo_request() -> Request:
+    """The first composition of the shipped examples.
+
+    Raises DemoError where this installation lacks them, or the small checkpoint.
+    """
+    missing = [path for path in (MINI, EXAMPLES) if not path.exists()]
+    if missing:
+        raise DemoError(
+            "the demo needs the small checkpoint and the example scans, and this installation lacks "
+            f"{' and '.join(map(str, missing))}; compose scans of your own instead, with a model from the hub or from "
+            "a folder: python -m composition run --help"
+        )
+    rows, errors = read_manifest(EXAMPLES, Settings())
+    if errors:
+        raise DemoError(f"{EXAMPLES} is damaged, reinstall the package: {errors}")
+    return rows[0].request

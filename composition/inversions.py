@@ -78,7 +78,7 @@ def invert_latents(model, latents: torch.Tensor, token: int, settings: Settings,
             inversion.states[:, row].clone(),
             report.method,
             int(report.nfe[row]),
-            int(report.sweeps),
+            int(report.sweeps[row]),
             float(report.residual[row]),
             bool(report.converged[row]),
         )

@@ -139,7 +139,7 @@ def test_a_latent_cell_is_inside_if_half_of_it_is():
     mask[:8, :12] = True  # one cell, and half of the next
     mask[8:11, 16:24] = True  # three eighths of one
     assert to_latent_mask(mask, (2, 3)).tolist() == [[[1, 1, 0], [0, 0, 0]]]
-    # A grid that does not divide the scan: cells of 2.5 columns; the mask covers 2 of the first cell's, 0 of the others'.
+    # A grid that does not divide the scan: cells of 2.5 columns; the mask covers 2 of the first's.
     assert to_latent_mask(np.repeat([[1, 1, 0, 0, 0]], 4, 0).astype(bool), (4, 2))[0, 0].tolist() == [1, 0]
 
 

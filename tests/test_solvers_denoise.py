@@ -165,7 +165,7 @@ def test_a_prediction_of_another_shape_or_dtype_is_refused(change):
 
 @pytest.mark.parametrize("change", (lambda x: x[:1], lambda x: x.double()))
 def test_an_edit_that_changes_shape_or_dtype_is_refused(change):
-    with pytest.raises(ValueError, match="edit must return a state like .* at index 19 it returned"):
+    with pytest.raises(ValueError, match=r"edit must return a state like .* at index 19 it returned"):
         denoise(
             noise(dtype=torch.float32), GRID, TABLE, DATA.x0_fn(GRID), edit=lambda i, x: change(x) if i == 19 else x
         )

@@ -1,5 +1,8 @@
 """The measured order of every step table, on data whose sampling ODE has a known solution."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from analytic_models import anisotropic_gaussian, mixture, sd_schedule
@@ -115,3 +118,15 @@ def test_the_mixture_solution_is_converged():
     """At half its steps it is off by 16 times its own error; even that is far below the 3e-5 of the finest 2M run."""
     data, x, exact = mixture_problem()
     assert (data.solution(x, SCHEDULE, steps=250) - exact).norm() < 1e-7
+
+
+def test_the_readmes_new_solver_has_the_order_it_shows():
+    readme = (Path(__file__).parent.parent / "solvers" / "README.md").read_text()
+    block = re.search(r"<!-- a new solver -->\n```python\n(.*?)```", readme, re.DOTALL).group(1)
+    shown = {}
+    exec(block, shown)
+    torch.testing.assert_close(shown["orders"], torch.full((4,), 2.0, dtype=torch.float64), rtol=0, atol=0.1)
+    grid = uneven(20)
+    mine, ours = shown["my_ab2"](grid), exponential_ab2(grid)
+    for row in range(1, grid.steps + 1):
+        assert mine.row(row) == pytest.approx(ours.row(row), rel=1e-12)

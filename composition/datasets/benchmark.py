@@ -1,0 +1,216 @@
+"""Benchmark samples as the paper describes them (section 5.1), drawn so that their name says which they are.
+
+"300 from Br35H and 100 from BUSI, seed 0" is one benchmark for everyone who has the published datasets: who is drawn
+follows from the seed and the file names by SHA-256, and boxes are computed in integers. Where the data differ (a part
+is missing), so does the benchmark, and its hash tells.
+
+    FOLDER/manifest.jsonl        one sample per line, as `python -m composition batch` reads it
+    FOLDER/hashes.jsonl          its hashes: of the scans' bytes, and of the masks' pixels, as PNG bytes vary with zlib
+    FOLDER/left_out.json         what was not used, by dataset and reason
+    FOLDER/DATASET/{backgrounds,objects}/NAME           copies of the scans
+    FOLDER/DATASET/{object_masks,user_masks}/ID.png
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..files import atomic, sha256, write_json, write_text
+from ..images import box_mask, read_scan, write_image
+from ..placement import bounding_box
+from .reading import Dataset, DatasetError, Labelled, LeftOut
+from .tissue import tissue_mask
+
+# A box shorter than 1/16 of its scan is shorter than 4 cells of a 64 x 64 latent; one longer than 2/3 of it carries
+# more of its own scan than is left of the background.
+SMALLEST, LARGEST = (1, 16), (2, 3)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One pair of scans of a modality. user_box: x, y, width, height in the background's pixels; size: its (H, W)."""
+
+    id: str
+    dataset: Dataset
+    background: Path
+    obj: Labelled
+    user_box: tuple[int, int, int, int]
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A benchmark on disk. sha256: its identity, of manifest and hashes together. left_out: by name of dataset."""
+
+    manifest: Path
+    sha256: str
+    left_out: dict[str, LeftOut]
+
+
+def build_benchmark(folder: str | Path, parts: Sequence[tuple[Dataset, int]], seed: int = 0) -> Benchmark:
+    """Draw `count` samples from each (dataset, count) and write them to `folder`; the manifest comes last.
+
+    A folder that already holds this benchmark is written again, to the same content. Raises DatasetError where a
+    dataset yields fewer samples, or the folder holds another benchmark.
+    """
+    folder = Path(folder)
+    drawn = [draw_samples(dataset, count, seed) for dataset, count in parts]
+    samples = [sample for part, _ in drawn for sample in part]
+    rows, hashes = _lines(map(_row, samples)), _lines(map(_hashes, samples))
+    manifest = folder / "manifest.jsonl"
+    if manifest.exists() and manifest.read_text(encoding="utf-8") != rows:
+        raise DatasetError(f"{folder} holds another benchmark; choose an empty folder")
+    left_out = {dataset.name: rest for (dataset, _), (_, rest) in zip(parts, drawn, strict=True)}
+    for sample in samples:
+        _write(sample, folder)
+    write_text(folder / "hashes.jsonl", hashes)
+    write_json(folder / "left_out.json", {name: rest.names for name, rest in left_out.items()})
+    write_text(manifest, rows)
+    return Benchmark(manifest, hashlib.sha256((rows + hashes).encode()).hexdigest(), left_out)
+
+
+def draw_samples(dataset: Dataset, count: int, seed: int) -> tuple[list[Sample], LeftOut]:
+    """`count` samples, and all that was left out on the way, the dataset's own report included.
+
+    Backgrounds and objects are ranked by the SHA-256 of seed, dataset, role and file name. Each background in turn gets
+    the first object not yet taken that has room in its tissue. No scan is used twice, nor is a file equal to another.
+    Raises DatasetError where there are fewer than count.
+    """
+    left_out = LeftOut({reason: list(names) for reason, names in dataset.left_out.names.items()})
+    objects = []
+    for obj in _distinct(dataset.objects, lambda obj: obj.path, left_out):
+        reason = unsuitable(obj.mask)
+        if reason is None:
+            objects.append(obj)
+        else:
+            left_out.add(reason, obj.path.name)
+    objects.sort(key=lambda obj: _rank(seed, dataset, "object", obj.path))
+    backgrounds = _distinct(dataset.backgrounds, lambda path: path, left_out)
+    backgrounds.sort(key=lambda path: _rank(seed, dataset, "background", path))
+    samples: list[Sample] = []
+    for background in backgrounds:
+        if len(samples) == count or not objects:
+            break
+        tissue = tissue_mask(read_scan(background))
+        for obj in objects:
+            box = user_box(tissue, obj.mask)
+            if box is not None:
+                samples.append(
+                    Sample(f"{dataset.name}-{len(samples):03d}", dataset, background, obj, box, tissue.shape)
+                )
+                objects.remove(obj)
+                break
+        else:
+            left_out.add("background without room in its tissue for any object left", background.name)
+    if len(samples) < count:
+        raise DatasetError(
+            f"{dataset.name}: {len(samples)} samples can be drawn, {count} were asked for; left out:\n{left_out}"
+        )
+    return samples, left_out
+
+
+def unsuitable(mask: np.ndarray) -> str | None:
+    """Why an object (its mask, bool (H, W)) cannot be a benchmark's, or None.
+
+    It touches the border of its scan, so that a part may be cut off; its bounding box is shorter than 1/16 of the scan
+    along either axis; or it is longer than 2/3.
+    """
+    height, width = mask.shape
+    x0, y0, x1, y1 = bounding_box(mask)
+    if x0 == 0 or y0 == 0 or x1 == width or y1 == height:
+        return "object touches the border of its scan"
+    sides = ((x1 - x0, width), (y1 - y0, height))
+    if any(side * SMALLEST[1] < SMALLEST[0] * length for side, length in sides):
+        return "object is too small"
+    if any(side * LARGEST[1] > LARGEST[0] * length for side, length in sides):
+        return "object covers most of its scan"
+    return None
+
+
+def user_box(tissue: np.ndarray, object_mask: np.ndarray) -> tuple[int, int, int, int] | None:
+    """The user's box x, y, width, height on a background, or None where its tissue has no room for it.
+
+    Size: the object's bounding box, scaled as its scan would be to fit the background; so the tumour keeps its share.
+    Place: the whole box in tissue, as near as that allows to where the object lay in its own scan, relative to the size
+    of the scans (squared distance in pixels; of equal ones the topmost, then the leftmost).
+    """
+    height, width = tissue.shape
+    object_height, object_width = object_mask.shape
+    x0, y0, x1, y1 = bounding_box(object_mask)
+    across = width * object_height <= height * object_width  # whether the widths decide how the scan would fit
+    scale, unit = (width, object_width) if across else (height, object_height)
+    w, h = max(1, (x1 - x0) * scale // unit), max(1, (y1 - y0) * scale // unit)
+
+    sums = np.zeros((height + 1, width + 1), dtype=np.int64)
+    sums[1:, 1:] = tissue.cumsum(axis=0).cumsum(axis=1)
+    covered = sums[h:, w:] - sums[:-h, w:] - sums[h:, :-w] + sums[:-h, :-w]
+    rows, columns = np.nonzero(covered == w * h)
+    if len(rows) == 0:
+        return None
+    x = ((x0 + x1) * width - w * object_width) // (2 * object_width)
+    y = ((y0 + y1) * height - h * object_height) // (2 * object_height)
+    nearest = ((columns - x) ** 2 + (rows - y) ** 2).argmin()
+    return int(columns[nearest]), int(rows[nearest]), w, h
+
+
+def _rank(seed: int, dataset: Dataset, role: str, path: Path) -> bytes:
+    return hashlib.sha256(f"{seed}/{dataset.name}/{role}/{path.name}".encode()).digest()
+
+
+def _distinct(items: list, path_of, left_out: LeftOut) -> list:
+    """The items whose files differ; of equal ones the first."""
+    first = {}
+    for item in items:
+        if first.setdefault(sha256(path_of(item)), item) is not item:
+            left_out.add("file equal to an earlier one", path_of(item).name)
+    return list(first.values())
+
+
+def _row(sample: Sample) -> dict[str, str]:
+    """The sample's line of the manifest; files relative to the benchmark's folder."""
+    name = sample.dataset.name
+    return {
+        "id": sample.id,
+        "background": f"{name}/backgrounds/{sample.background.name}",
+        "object": f"{name}/objects/{sample.obj.path.name}",
+        "object_mask": f"{name}/object_masks/{sample.id}.png",
+        "user_mask": f"{name}/user_masks/{sample.id}.png",
+        "prompt": sample.dataset.prompt,
+    }
+
+
+def _hashes(sample: Sample) -> dict[str, str]:
+    return {
+        "id": sample.id,
+        "background": sha256(sample.background),
+        "object": sha256(sample.obj.path),
+        "object_mask": mask_sha256(sample.obj.mask),
+        "user_mask": mask_sha256(box_mask(sample.user_box, sample.size)),
+    }
+
+
+def mask_sha256(mask: np.ndarray) -> str:
+    """The hash of a mask's pixels: its height and width as text, "HxW ", then its bits, row by row, packed in bytes."""
+    return hashlib.sha256(f"{mask.shape[0]}x{mask.shape[1]} ".encode() + np.packbits(mask).tobytes()).hexdigest()
+
+
+def _write(sample: Sample, folder: Path) -> None:
+    targets = {name: folder / file for name, file in _row(sample).items()}
+    for role in ("background", "object", "object_mask", "user_mask"):
+        targets[role].parent.mkdir(parents=True, exist_ok=True)
+    for role, source in (("background", sample.background), ("object", sample.obj.path)):
+        with atomic(targets[role]) as temporary:
+            shutil.copyfile(source, temporary)
+    write_image(targets["object_mask"], sample.obj.mask)
+    write_image(targets["user_mask"], box_mask(sample.user_box, sample.size))
+
+
+def _lines(rows) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)

@@ -1,0 +1,118 @@
+"""Br35H, Brain Tumor Detection 2020 (Ahmed Hamada): `no/`, `yes/` and `Br35H-Mask-RCNN/{TRAIN,VAL}`.
+
+Tumour-free scans are those of `no/`. Tumours are outlined in VGG Image Annotator (VIA) JSON beside copies of their
+scans; a file of all annotations may lie above the folders.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from .reading import Dataset, Labelled, LeftOut, files_of, scan_size
+
+PROMPT = "An MRI scan of a cancerous brain"
+OUTLINES = "Br35H-Mask-RCNN"
+
+
+def read_br35h(root: str | Path) -> Dataset:
+    """Read Br35H as published. What cannot be used is counted by reason in `left_out`.
+
+    Raises DatasetError where `no/` or the folder of outlines is not there.
+    """
+    root, left_out = Path(root), LeftOut()
+    backgrounds = [path for path in files_of(root / "no", "Br35H") if scan_size(path, left_out) is not None]
+    files_of(root / OUTLINES, "Br35H")  # for its error
+    objects: dict[str, Labelled] = {}
+    for file in sorted((root / OUTLINES).rglob("*.json"), key=lambda path: path.relative_to(root).as_posix()):
+        seen = set()
+        for name, regions in _entries(file, left_out):
+            seen.add(name)
+            if name in objects:
+                left_out.add("annotated once more", name)
+            elif (labelled := _labelled(_image_of(name, file, root), regions, left_out)) is not None:
+                objects[name] = labelled
+        for path in files_of(file.parent, "Br35H"):
+            if path.suffix != ".json" and path.name not in seen:
+                left_out.add("image without annotation", path.name)
+    return Dataset("br35h", PROMPT, backgrounds, [objects[name] for name in sorted(objects)], left_out)
+
+
+def via_mask(regions: list | dict, size: tuple[int, int]) -> np.ndarray:
+    """The union of VIA regions as a bool mask (H, W) of size = (height, width).
+
+    regions: a list, or in VIA 1 a dict of numbered regions. Shapes: polygon (its outline included), ellipse (cx, cy,
+    rx, ry, and theta in radians, turning x towards y), circle (cx, cy, r). Ellipses and circles hold the pixels whose
+    whole coordinates lie in them. What lies beyond the image is cut.
+    Raises ValueError for other shapes, or ones that lack an attribute.
+    """
+    height, width = size
+    image = Image.new("1", (width, height))
+    draw = ImageDraw.Draw(image)
+    ellipses = np.zeros(size, dtype=bool)
+    y, x = np.mgrid[:height, :width]
+    for region in regions.values() if isinstance(regions, dict) else regions:
+        try:
+            shape = region["shape_attributes"]
+            kind = shape["name"]
+            if kind == "polygon":
+                points = list(zip(shape["all_points_x"], shape["all_points_y"], strict=True))
+                if len(points) < 3:
+                    raise ValueError(f"a polygon of {len(points)} points has no area")
+                draw.polygon(points, fill=1)
+            elif kind in ("ellipse", "circle"):
+                rx, ry = (shape["r"], shape["r"]) if kind == "circle" else (shape["rx"], shape["ry"])
+                theta = shape.get("theta", 0)
+                u, v = x - shape["cx"], y - shape["cy"]
+                along = u * math.cos(theta) + v * math.sin(theta)
+                across = v * math.cos(theta) - u * math.sin(theta)
+                ellipses |= (along / rx) ** 2 + (across / ry) ** 2 <= 1
+            else:
+                raise ValueError(f"{kind!r} is not a polygon, an ellipse or a circle")
+        except (KeyError, TypeError, ZeroDivisionError) as error:
+            raise ValueError(f"a region that is no VIA shape: {region!r}") from error
+    return np.asarray(image) | ellipses
+
+
+def _entries(file: Path, left_out: LeftOut) -> list[tuple[str, list | dict]]:
+    """The (file name, regions) of a VIA file: its entries, or those under the key of a whole VIA project."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        entries = content.get("_via_img_metadata", content).values()
+    except (OSError, ValueError, AttributeError):
+        left_out.add("annotation file cannot be read", file.name)
+        return []
+    found = []
+    for entry in entries:
+        try:
+            found.append((str(entry["filename"]), entry["regions"]))
+        except (KeyError, TypeError):
+            left_out.add("annotation without file name or regions", file.name)
+    return found
+
+
+def _image_of(name: str, file: Path, root: Path) -> Path:
+    """An entry's image: beside its annotation file, in a folder below, or among the tumour scans."""
+    below = sorted(path for path in file.parent.iterdir() if path.is_dir())
+    folders = [file.parent, *below, root / "yes"]
+    places = [folder / name for folder in folders]
+    return next((path for path in places if path.is_file()), places[0])
+
+
+def _labelled(path: Path, regions: list | dict, left_out: LeftOut) -> Labelled | None:
+    size = scan_size(path, left_out)
+    if size is None:
+        return None
+    try:
+        mask = via_mask(regions, size)
+    except ValueError:
+        left_out.add("outline cannot be drawn", path.name)
+        return None
+    if not mask.any():
+        left_out.add("mask without lesion", path.name)
+        return None
+    return Labelled(path, mask)

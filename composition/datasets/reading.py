@@ -1,0 +1,76 @@
+"""What a dataset of scans is read into, and how what cannot be used is counted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ..images import ScanError, read_scan
+
+
+class DatasetError(ValueError):
+    """A folder that is not the dataset it was given for, or too small a dataset."""
+
+
+@dataclass
+class LeftOut:
+    """What was not used, by reason: {reason: [names]}. Its text is one line per reason, with the count and examples."""
+
+    names: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, reason: str, name: str) -> None:
+        self.names.setdefault(reason, []).append(name)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return {reason: len(names) for reason, names in sorted(self.names.items())}
+
+    def __str__(self) -> str:
+        lines = []
+        for reason, count in self.counts.items():
+            examples = ", ".join(self.names[reason][:3]) + (", ..." if count > 3 else "")
+            lines.append(f"{count} x {reason}: {examples}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, eq=False)  # arrays have no plain equality
+class Labelled:
+    """A scan with tumours, and the bool mask (H, W) of all of them together."""
+
+    path: Path
+    mask: np.ndarray
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Scans of one modality: tumour-free ones and labelled ones, in the order of their file names.
+
+    prompt: the paper's fixed text for the modality (section 5.1).
+    """
+
+    name: str
+    prompt: str
+    backgrounds: list[Path]
+    objects: list[Labelled]
+    left_out: LeftOut
+
+
+def scan_size(path: Path, left_out: LeftOut) -> tuple[int, int] | None:
+    """The (height, width) of a scan, or None and a count where it cannot be used."""
+    if not path.is_file():
+        left_out.add("image is missing", path.name)
+        return None
+    try:
+        return read_scan(path).size
+    except (ScanError, ImportError) as error:
+        left_out.add("image is blank" if "is blank" in str(error) else "image cannot be read", path.name)
+        return None
+
+
+def files_of(folder: Path, dataset: str) -> list[Path]:
+    """A published folder's files by name, hidden ones left aside. Raises DatasetError where it is absent."""
+    if not folder.is_dir():
+        raise DatasetError(f"{folder} is not there; expected {dataset} in its published layout")
+    return sorted((path for path in folder.iterdir() if path.is_file() and path.name[0] != "."), key=lambda p: p.name)

@@ -1,0 +1,77 @@
+"""Where a scan shows tissue: one rule for heads on black and for ultrasound that fades with depth."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+from ..images import Scan
+
+# The rule looks at the scan shrunk to this many pixels along its longer side: fine enough for a place to put a box.
+SIDE = 96
+
+
+def tissue_mask(scan: Scan) -> np.ndarray:
+    """The bool mask (H, W) of a scan's tissue.
+
+    On the shrunk scan: pixels above half of Otsu's threshold, of these the largest connected piece, and with it all
+    pixels that have some of it to their left and right, above and below (ventricles, vessels, shadows between echoes).
+    Arithmetic on integers, so that the mask is the same on every machine.
+    """
+    low, high = scan.window
+    pixels = scan.pixels.astype(np.int64)
+    gray = pixels if pixels.ndim == 2 else pixels.sum(axis=2) // 3
+    gray = ((gray - low) * 255 // (high - low)).astype(np.uint8)
+    height, width = gray.shape
+    longer = max(height, width, SIDE)
+    small = (max(1, width * SIDE // longer), max(1, height * SIDE // longer))
+    shrunk = np.asarray(Image.fromarray(gray).resize(small, Image.Resampling.BOX))
+    inside = enclosed(largest_piece(2 * shrunk.astype(int) > otsu_threshold(shrunk)))
+    return np.asarray(Image.fromarray(inside).resize((width, height), Image.Resampling.NEAREST))
+
+
+def otsu_threshold(gray: np.ndarray) -> int:
+    """The grey level t of uint8 pixels that best parts those up to t from those above (Otsu 1979).
+
+    It maximises the variance between the two classes, (total * below - count below * sum)^2 over the product of their
+    counts; the least such t. Raises ValueError for pixels of one value.
+    """
+    histogram = np.bincount(gray.ravel(), minlength=256)
+    count, total = np.cumsum(histogram).tolist(), np.cumsum(histogram * np.arange(256)).tolist()
+    levels = [level for level in range(256) if 0 < count[level] < count[-1]]
+    if not levels:
+        raise ValueError("the pixels have one value: there is no threshold between them")
+
+    def between(level: int) -> float:
+        spread = total[-1] * count[level] - count[-1] * total[level]
+        return spread**2 / (count[level] * (count[-1] - count[level]))
+
+    return max(levels, key=between)
+
+
+def largest_piece(mask: np.ndarray) -> np.ndarray:
+    """The largest 4-connected piece of a bool mask; of equal ones the last in reading order."""
+    # Every pixel starts with a label of its own; the greatest one floods its piece, whole rows and columns at once.
+    labels = np.where(mask, np.arange(1, mask.size + 1).reshape(mask.shape), 0)
+    while True:
+        before = labels
+        for axis in (0, 1):
+            labels = _flood(labels, axis)
+            labels = np.flip(_flood(np.flip(labels, axis), axis), axis)
+        if np.array_equal(labels, before):
+            break
+    counts = np.bincount(labels.ravel())
+    counts[0] = 0
+    return mask & (labels == len(counts) - 1 - counts[::-1].argmax())
+
+
+def enclosed(mask: np.ndarray) -> np.ndarray:
+    """The pixels that have some of the mask on all four sides, in their row and in their column, or are in it."""
+    seen = np.logical_or.accumulate
+    return seen(mask) & seen(mask[::-1])[::-1] & seen(mask, axis=1) & seen(mask[:, ::-1], axis=1)[:, ::-1]
+
+
+def _flood(labels: np.ndarray, axis: int) -> np.ndarray:
+    """The greatest label so far along the axis, starting afresh after every zero."""
+    fresh = np.cumsum(labels == 0, axis=axis) * (labels.size + 1)
+    return np.maximum.accumulate(labels + fresh, axis=axis) - fresh

@@ -1,0 +1,73 @@
+"""Train the small checkpoint, stage by stage:
+
+    python -m sd21.training vae       --data ../shared/data --out RUN
+    python -m sd21.training latents   --data ../shared/data --out RUN
+    python -m sd21.training diffusion --data ../shared/data --out RUN
+    python -m sd21.training export    --out RUN --to sd21/mini
+
+The same commands run on a GPU and, slower, on a CPU. `vae` and `diffusion` go on where a killed or time-limited run
+stopped.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+# cuBLAS is deterministic only with a fixed workspace, which it reads when torch first uses it.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+import torch
+
+from .diffusion import train_diffusion
+from .export import export
+from .loop import Plan
+from .vae import train_vae, write_latents
+
+
+def parser() -> argparse.ArgumentParser:
+    verbatim = argparse.RawDescriptionHelpFormatter
+    root = argparse.ArgumentParser(prog="sd21.training", description=__doc__, formatter_class=verbatim)
+    stages = root.add_subparsers(dest="stage", required=True)
+
+    def stage(name: str, text: str) -> argparse.ArgumentParser:
+        command = stages.add_parser(name, help=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        command.add_argument("--out", type=Path, required=True, help="folder of the run: checkpoints, logs, latents")
+        if name != "export":
+            command.add_argument("--data", type=Path, required=True, help="folder that holds br35h/ and busi/")
+            command.add_argument("--seed", type=int, default=0)
+        return command
+
+    def plan(command: argparse.ArgumentParser, steps: int, batch: int, lr: float) -> None:
+        command.add_argument("--steps", type=int, default=steps)
+        command.add_argument("--batch", type=int, default=batch)
+        command.add_argument("--lr", type=float, default=lr, help="peak of the learning rate")
+        command.add_argument("--every", type=int, default=200, help="steps between checkpoints")
+        command.add_argument("--minutes", type=float, default=float("inf"), help="end at a checkpoint before")
+
+    vae = stage("vae", "the autoencoder, on crops")
+    plan(vae, steps=20_000, batch=32, lr=1e-3)
+    vae.add_argument("--crop", type=int, default=128, help="side of a crop in pixels, a multiple of 8")
+    latents = stage("latents", "encode all scans, and measure the scaling factor")
+    latents.add_argument("--variants", type=int, default=8, help="copies of a scan, all but the first augmented")
+    plan(stage("diffusion", "UNet and text tower, on the latents"), steps=20_000, batch=128, lr=5e-4)
+    stage("export", "write the checkpoint in the diffusers layout").add_argument("--to", type=Path, required=True)
+    return root
+
+
+def main() -> None:
+    arguments = parser().parse_args()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if arguments.stage == "export":
+        return export(arguments.out, arguments.to)
+    if arguments.stage == "latents":
+        return write_latents(arguments.data, arguments.out, arguments.variants, arguments.seed, device)
+    plan = Plan(*(getattr(arguments, name) for name in ("steps", "batch", "lr", "seed", "every", "minutes")))
+    if arguments.stage == "vae":
+        train_vae(arguments.data, arguments.out, plan, arguments.crop, device)
+    else:
+        train_diffusion(arguments.data, arguments.out, plan, device)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""One loop for both trainings.
+
+The random numbers of a step depend on the seed and the step alone, so a run that was killed and is started again by the
+same command goes on from its last checkpoint to the very bits that an undisturbed run reaches on that machine.
+"""
+
+import copy
+import csv
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+WARMUP = 200  # steps to the full learning rate
+COOLDOWN = 0.3  # last share of the steps, over which the learning rate falls to zero
+EMA_DECAY = 0.999
+MAX_GRADIENT_NORM = 1.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and with what a stage trains.
+
+    `steps` may be changed when a run is taken up again, the rest may not. `minutes` bounds this call alone, which then
+    ends at a checkpoint.
+    """
+
+    steps: int
+    batch: int
+    lr: float  # the peak
+    seed: int = 0
+    every: int = 200  # steps from one validation and checkpoint to the next
+    minutes: float = math.inf
+
+    @property
+    def fixed(self) -> dict:
+        return {key: value for key, value in asdict(self).items() if key not in ("steps", "minutes")}
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """The CPU generator that all random numbers of a step come from, whatever the device."""
+    return torch.Generator().manual_seed(seed * 1_000_003 + step)
+
+
+def learning_rate(step: int, plan: Plan) -> float:
+    """Linear warm-up, constant, linear to zero. While it is constant, a run can be given fewer or more steps."""
+    return plan.lr * min(1.0, (step + 1) / WARMUP, (plan.steps - step) / (COOLDOWN * plan.steps))
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+def train(
+    model: nn.Module,
+    loss: Callable[[nn.Module, torch.Generator], Tensor],
+    validate: Callable[[nn.Module], dict[str, float]],
+    plan: Plan,
+    checkpoint: Path,
+) -> nn.Module:
+    """Train `model` in place; returns the moving average of its weights, which is what is validated and exported.
+
+    Keeps `checkpoint` and, beside it, a CSV log; goes on from the checkpoint where there is one. loss(model, generator)
+    draws its own batch. Raises ValueError where the checkpoint was made with another plan, and FloatingPointError at a
+    loss that is not finite.
+    """
+    average = copy.deepcopy(model).eval().requires_grad_(False)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=plan.lr, betas=(0.9, 0.99), weight_decay=0.01)
+    parts = {"model": model, "average": average, "optimizer": optimizer}
+    log = resume(checkpoint, parts, plan)  # one row of figures for each checkpoint
+    start, earlier = (log[-1]["step"], log[-1]["minutes"]) if log else (0, 0.0)
+
+    began = lap_began = time.monotonic()
+    total = torch.zeros((), device=next(model.parameters()).device)
+    model.train()
+    for step in range(start, plan.steps):
+        total += update(model, average, optimizer, loss, plan, step)
+        done = step + 1
+        if done % plan.every != 0 and done != plan.steps:
+            continue
+
+        mean = total.item() / (done - (log[-1]["step"] if log else 0))
+        if not math.isfinite(mean):
+            raise FloatingPointError(f"the loss came to {mean} on the way to step {done}; {checkpoint} is as it was")
+        total.zero_()
+        with torch.no_grad():
+            figures = validate(average)
+        now = time.monotonic()
+        row = {"step": done, "minutes": earlier + (now - began) / 60, "lr": learning_rate(step, plan), "loss": mean}
+        log.append(row | figures)
+        print("  ".join(f"{key} {value:.5g}" for key, value in log[-1].items()), flush=True)
+        save({"plan": plan.fixed, "log": log} | {key: part.state_dict() for key, part in parts.items()}, checkpoint)
+        write_log(log, checkpoint.with_suffix(".csv"))
+        lap, lap_began = now - lap_began, now
+        if now - began + lap > 60 * plan.minutes:
+            break
+    return average
+
+
+def update(model: nn.Module, average: nn.Module, optimizer, loss: Callable, plan: Plan, step: int) -> Tensor:
+    """One step of the optimizer and of the average; returns the loss, ()."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(step, plan)
+    value = loss(model, step_generator(plan.seed, step))
+    optimizer.zero_grad()
+    value.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
+    optimizer.step()
+    decay = min(EMA_DECAY, (step + 1) / (step + 10))  # a young average forgets its random start faster
+    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+    return value.detach()
+
+
+def resume(checkpoint: Path, parts: dict, plan: Plan) -> list[dict]:
+    """Load the parts from the checkpoint, if there is one; returns its log."""
+    if not checkpoint.exists():
+        return []
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    if state["plan"] != plan.fixed:
+        raise ValueError(
+            f"{checkpoint} was trained with {state['plan']}, asked for {plan.fixed}; "
+            "ask for the same again, or name another folder to start anew"
+        )
+    for key, part in parts.items():
+        part.load_state_dict(state[key])
+    return state["log"]
+
+
+def save(state: dict, path: Path) -> None:
+    """torch.save under another name until complete: a kill leaves the old file or the new one, never half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    torch.save(state, temporary)
+    os.replace(temporary, path)
+
+
+def write_log(log: list[dict], path: Path) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(log[0]))
+        writer.writeheader()
+        writer.writerows(log)

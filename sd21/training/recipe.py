@@ -1,0 +1,59 @@
+"""The small checkpoint's architecture and schedule, as the published JSON files would state them."""
+
+from .tokenizer import CONTEXT_LENGTH
+
+LEVELS = 4
+UNET_WIDTHS = (96, 160, 160, 160)
+VAE_WIDTHS = (32, 64, 128, 128)
+TEXT_WIDTH = 128
+
+UNET = {
+    "_class_name": "UNet2DConditionModel",
+    "sample_size": 32,
+    "in_channels": 4,
+    "out_channels": 4,
+    "block_out_channels": UNET_WIDTHS,
+    "layers_per_block": 1,
+    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    "attention_head_dim": tuple(width // 32 for width in UNET_WIDTHS),  # the number of heads, as in SD 2.1
+    "cross_attention_dim": TEXT_WIDTH,
+    "use_linear_projection": True,
+}
+# "scaling_factor" is measured, and added, once the VAE is trained.
+VAE = {
+    "_class_name": "AutoencoderKL",
+    "sample_size": 256,
+    "in_channels": 3,
+    "out_channels": 3,
+    "latent_channels": 4,
+    "block_out_channels": VAE_WIDTHS,
+    "layers_per_block": 1,
+    "down_block_types": ("DownEncoderBlock2D",) * LEVELS,
+    "up_block_types": ("UpDecoderBlock2D",) * LEVELS,
+    "norm_num_groups": 8,  # with SD's 32, the 32 channels of the finest level would each be normalised alone
+}
+# The size of the vocabulary and its special ids come from the tokenizer.
+TEXT = {
+    "model_type": "clip_text_model",
+    "architectures": ["CLIPTextModel"],
+    "hidden_size": TEXT_WIDTH,
+    "intermediate_size": 4 * TEXT_WIDTH,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "hidden_act": "gelu",
+    "max_position_embeddings": CONTEXT_LENGTH,
+    "layer_norm_eps": 1e-5,
+    "projection_dim": TEXT_WIDTH,
+}
+SCHEDULER = {
+    "_class_name": "DDIMScheduler",
+    "num_train_timesteps": 1000,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "prediction_type": "epsilon",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}

@@ -1,0 +1,113 @@
+"""Stage "vae": the autoencoder on crops of scans. Stage "latents": what the diffusion model is trained on."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..config import VAEConfig
+from ..vae import VAE
+from . import data, recipe
+from .loop import Plan, autocast, save, train
+
+# The loss is L1 + L2_WEIGHT * L2 + KL_WEIGHT * KL, each a mean over its elements.
+L2_WEIGHT = 4.0  # L1 keeps edges; L2 is what PSNR measures
+# The noise this allows in the latents costs about 0.1 dB and makes them smooth enough to be generated.
+KL_WEIGHT = 1e-4
+VALIDATION_SCANS = 32  # per modality, evenly spaced in the held-out list
+
+
+def posterior(vae: VAE, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and log variance (B, 4, H/8, W/8) of the latents; VAE.encode returns the mean alone."""
+    mean, log_variance = vae.quant_conv(vae.encoder(images)).float().chunk(2, dim=1)
+    return mean, log_variance.clamp(-30, 20)
+
+
+def random_crops(pixels: Tensor, batch: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """Crops (B, size, size) of pixels[batch] at random places, every other one mirrored on average."""
+    room = pixels.shape[-1] - size + 1
+    tops, lefts = torch.randint(room, (2, len(batch)), generator=generator).tolist()
+    mirrored = (torch.rand(len(batch), generator=generator) < 0.5).tolist()
+    crops = []
+    for i, top, left, mirror in zip(batch.tolist(), tops, lefts, mirrored, strict=True):
+        crop = pixels[i, top : top + size, left : left + size]
+        crops.append(crop.flip(1) if mirror else crop)
+    return torch.stack(crops)
+
+
+def vae_loss(vae: VAE, images: Tensor, generator: torch.Generator) -> Tensor:
+    """The training loss of images (B, 3, H, W), with one draw from the posterior."""
+    with autocast(images.device):
+        mean, log_variance = posterior(vae, images)
+        noise = torch.randn(mean.shape, generator=generator).to(images.device)
+        decoded = vae.decode(mean + (0.5 * log_variance).exp() * noise).float()
+    error = decoded - images
+    kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
+    return error.abs().mean() + L2_WEIGHT * error.square().mean() + KL_WEIGHT * kl
+
+
+def psnr(images: Tensor, decoded: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB, (B,), of images in [-1, 1]; the decoded ones are clamped as a viewer would."""
+    return 10 * torch.log10(4 / (decoded.clamp(-1, 1) - images).square().flatten(1).mean(1))
+
+
+def train_vae(scans: str | Path, out: Path, plan: Plan, crop: int, device: torch.device) -> VAE:
+    """Train, or go on training, OUT/vae.pt; returns the average model."""
+    training, held_out = data.split(data.find_scans(scans))
+    some = []
+    for modality in ("mri", "ultrasound"):
+        of_modality = [scan for scan in held_out if data.MODALITY[scan.kind] == modality]
+        some += of_modality[:: max(1, len(of_modality) // VALIDATION_SCANS)][:VALIDATION_SCANS]
+    pixels, validation = data.load_pixels(training).to(device), data.load_pixels(some).to(device)
+    weights = data.sampling_weights(training)
+
+    def loss(vae: VAE, generator: torch.Generator) -> Tensor:
+        batch = torch.multinomial(weights, plan.batch, replacement=True, generator=generator)
+        return vae_loss(vae, data.to_images(random_crops(pixels, batch, crop, generator)), generator)
+
+    def validate(vae: VAE) -> dict[str, float]:
+        figures = {"mri": [], "ultrasound": []}
+        for scan, grey in zip(some, validation, strict=True):
+            image = data.to_images(grey[None])
+            with autocast(device):
+                decoded = vae.decode(vae.encode(image))
+            figures[data.MODALITY[scan.kind]].append(psnr(image, decoded.float()).item())
+        return {f"psnr_{modality}": sum(values) / len(values) for modality, values in figures.items()}
+
+    torch.manual_seed(plan.seed)
+    vae = VAE(VAEConfig.from_dict(recipe.VAE)).to(device, memory_format=torch.channels_last)
+    return train(vae, loss, validate, plan, out / "vae.pt")
+
+
+def trained_vae(out: Path, device: torch.device) -> VAE:
+    """The averaged weights of OUT/vae.pt."""
+    vae = VAE(VAEConfig.from_dict(recipe.VAE))
+    vae.load_state_dict(torch.load(out / "vae.pt", map_location="cpu", weights_only=True)["average"])
+    return vae.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+def write_latents(scans: str | Path, out: Path, variants: int, seed: int, device: torch.device) -> None:
+    """Encode all scans. OUT/latents.pt: "training" (N, variants, 4, 32, 32) and "held_out" (M, 4, 32, 32), both scaled.
+
+    Variant 0 of a training scan is the scan, the others are augmented copies. "scaling_factor" is one over the standard
+    deviation of the training latents, which makes their variance that of the noise.
+    """
+    vae = trained_vae(out, device)
+    training, held_out = data.split(data.find_scans(scans))
+    generator = torch.Generator().manual_seed(seed)
+
+    def encode(grey: Tensor, augmented: bool) -> Tensor:
+        images = data.to_images(grey.to(device))
+        images = data.augment(images, generator) if augmented else images
+        with autocast(device):
+            return posterior(vae, images)[0].cpu()
+
+    pixels = data.load_pixels(training)
+    copies = [torch.cat([encode(grey, v > 0) for grey in pixels.split(16)]) for v in range(variants)]
+    latents = torch.stack(copies, dim=1)
+    held_out_latents = torch.cat([encode(grey, False) for grey in data.load_pixels(held_out).split(16)])
+    factor = 1 / latents.std().item()
+    scaled = {"training": (latents * factor).half(), "held_out": (held_out_latents * factor).half()}
+    save(scaled | {"scaling_factor": factor}, out / "latents.pt")
+    print(f"scaling_factor {factor:.5g}  mean {latents.mean(dim=(0, 1, 3, 4)).mul(factor).tolist()}")

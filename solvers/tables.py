@@ -86,8 +86,9 @@ def dpm_solver_pp_2m(grid: Grid, lower_order_final: bool = False) -> StepTable:
 def exponential_ab2(grid: Grid, lower_order_final: bool = False) -> StepTable:
     """Exponential Adams-Bashforth of two steps, second order: the line in lam through D[i] and D[i+1], integrated.
 
-    Known as the "taylor" variant of DPM-Solver++(2M) to its authors, as solver_type="heun" to diffusers. It differs from
-    2M in the weight of the line's slope alone: alpha[i-1] * (1 + expm1(-h) / h) where 2M has -alpha[i-1] * expm1(-h) / 2.
+    Known as the "taylor" variant of DPM-Solver++(2M) to its authors, as solver_type="heun" to diffusers. It differs
+    from 2M in the weight of the line's slope alone: alpha[i-1] * (1 + expm1(-h) / h), which in 2M is
+    -alpha[i-1] * expm1(-h) / 2.
     """
     h = _step_lengths(grid)
     weight = grid.alpha.roll(1) * (1 + torch.expm1(-h) / h)

@@ -1,0 +1,93 @@
+"""O-BELM, a sampler that algebra inverts: another sampler than DPM-Solver++(2M), here to compare with.
+
+Wang et al., "BELM: Bidirectional Explicit Linear Multi-step Samplers for Exact Inversion in Diffusion Models",
+arXiv:2410.07273 (NeurIPS 2024). With y = x / alpha and s = sigma / alpha the probability-flow ODE is dy/ds = eps. The
+two-step rule that is exact for every y quadratic in s, the leapfrog of an uneven grid, is O-BELM:
+
+    y[i-1] = (p/q)² y[i+1] + (1 - (p/q)²) y[i] + p (1 - p/q) eps(x[i]),      p = s[i-1] - s[i],  q = s[i+1] - s[i].
+
+It is solved for y[i+1] as easily as for y[i-1], so a *pair* of neighbouring states goes up and down exactly, at one
+evaluation a step. Rounding grows on the way up by the product of the (q/p)². One state alone does not determine a run:
+its partner has to be guessed, and is lost when only one of the two is kept.
+"""
+
+import torch
+from torch import Tensor
+
+from .grids import Grid
+from .prediction import X0Fn, predict
+from .sampling import check_run
+from .tables import ddim
+
+Pair = tuple[Tensor, Tensor]  # (x[i], x[i+1]), each (B, ...)
+
+
+@torch.no_grad()
+def belm_start(x: Tensor, grid: Grid, x0_fn: X0Fn, *, start: int | None = None) -> Pair:
+    """The pair (x[start-1], x[start]) from x[start] alone, by one DDIM step; one evaluation."""
+    start = _check(x, grid, start)
+    a, b, _ = ddim(grid).row(start, first=True)
+    return a * x + b * predict(x0_fn, x, start), x
+
+
+@torch.no_grad()
+def belm_denoise(pair: Pair, grid: Grid, x0_fn: X0Fn, *, start: int | None = None) -> Pair:
+    """(x[start-1], x[start]) -> (x[0], x[1]), in start - 1 evaluations. ValueError for a pair that does not match."""
+    lower, upper = pair
+    start = _check_pair(pair, grid, start)
+    for i in range(start - 1, 0, -1):
+        here, above, eps = _rule(grid, i)
+        y = here * lower / grid.alpha[i].item() + above * upper / grid.alpha[i + 1].item()
+        y = y + eps * _noise_prediction(x0_fn, grid, lower, i)
+        lower, upper = grid.alpha[i - 1].item() * y, lower
+    return lower, upper
+
+
+@torch.no_grad()
+def belm_invert(pair: Pair, grid: Grid, x0_fn: X0Fn, *, start: int | None = None) -> Pair:
+    """(x[0], x[1]) -> (x[start-1], x[start]), in start - 1 evaluations: `belm_denoise` undone, up to rounding."""
+    lower, upper = pair
+    start = _check_pair(pair, grid, start)
+    for i in range(1, start):
+        here, above, eps = _rule(grid, i)
+        y = lower / grid.alpha[i - 1].item() - here * upper / grid.alpha[i].item()
+        y = (y - eps * _noise_prediction(x0_fn, grid, upper, i)) / above
+        lower, upper = upper, grid.alpha[i + 1].item() * y
+    return lower, upper
+
+
+@torch.no_grad()
+def belm_image_pair(x0: Tensor, grid: Grid, x0_fn: X0Fn) -> Pair:
+    """A pair (x[0], x[1]) for an image that no run has made: x[1] by one DDIM step upwards; one evaluation, at t[0]."""
+    if grid.sigma[0] == 0:
+        raise ValueError(f"{grid.name} ends at sigma[0] = 0, from where no step leads up; take a grid that does not")
+    a, b, _ = ddim(grid).row(1, first=True)
+    return x0, (x0 - b * predict(x0_fn, x0, 0)) / a
+
+
+def _rule(grid: Grid, i: int) -> tuple[float, float, float]:
+    """The weights of y[i], y[i+1] and eps(x[i]) in y[i-1]."""
+    s = grid.sigma[i - 1 : i + 2] / grid.alpha[i - 1 : i + 2]
+    p, q = (s[0] - s[1]).item(), (s[2] - s[1]).item()
+    return 1 - (p / q) ** 2, (p / q) ** 2, p * (1 - p / q)
+
+
+def _noise_prediction(x0_fn: X0Fn, grid: Grid, x: Tensor, i: int) -> Tensor:
+    return (x - grid.alpha[i].item() * predict(x0_fn, x, i)) / grid.sigma[i].item()
+
+
+def _check(x: Tensor, grid: Grid, start: int | None) -> int:
+    start = check_run(x, grid, ddim(grid), start)
+    if start < 2:
+        raise ValueError(f"O-BELM moves a pair of neighbouring states: start must be 2..{grid.steps}, got {start}")
+    return start
+
+
+def _check_pair(pair: Pair, grid: Grid, start: int | None) -> int:
+    lower, upper = pair
+    if lower.shape != upper.shape or lower.dtype != upper.dtype:
+        raise ValueError(
+            f"the two states of a pair must agree, got {lower.dtype} of shape {tuple(lower.shape)} and "
+            f"{upper.dtype} of shape {tuple(upper.shape)}"
+        )
+    return _check(lower, grid, start)

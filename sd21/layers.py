@@ -35,7 +35,7 @@ class TimestepEmbedding(nn.Module):
 class Conv3x3(nn.Conv2d):
     """A 3x3 convolution that keeps H and W.
 
-    On a CPU, torch's convolution re-lays its weights out on every call. Where there are fewer pixels than output channels,
+    On a CPU, torch's convolution re-lays its weights out on every call. With fewer pixels than output channels,
     as at the UNet's coarse levels, that costs more than gathering each pixel's 3x3 neighbourhood and taking one
     matrix product with the weights as they lie in channels_last memory.
     """

@@ -127,6 +127,38 @@ def test_full_size_names_and_shapes_are_those_that_diffusers_converts_to():
         weights.check(network, ours[part], part)
 
 
+# Of each kind of tensor one, in full size, as the published file and the LDM and OpenCLIP modules behind it call it.
+PUBLISHED = {
+    "model.diffusion_model.time_embed.2.weight": (1280, 1280),
+    "model.diffusion_model.input_blocks.3.0.op.weight": (320, 320, 3, 3),
+    "model.diffusion_model.input_blocks.4.0.skip_connection.weight": (640, 320, 1, 1),
+    "model.diffusion_model.input_blocks.8.1.transformer_blocks.0.attn2.to_k.weight": (1280, 1024),
+    "model.diffusion_model.middle_block.2.emb_layers.1.weight": (1280, 1280),
+    "model.diffusion_model.output_blocks.2.1.conv.weight": (1280, 1280, 3, 3),  # no attention here: the second module
+    "model.diffusion_model.output_blocks.5.2.conv.weight": (1280, 1280, 3, 3),
+    "model.diffusion_model.output_blocks.11.1.proj_out.weight": (320, 320),
+    "model.diffusion_model.out.2.weight": (4, 320, 3, 3),
+    "first_stage_model.encoder.down.1.block.0.nin_shortcut.weight": (256, 128, 1, 1),
+    "first_stage_model.encoder.down.2.downsample.conv.weight": (512, 512, 3, 3),
+    "first_stage_model.encoder.mid.attn_1.q.weight": (512, 512, 1, 1),
+    "first_stage_model.decoder.up.0.block.0.nin_shortcut.weight": (128, 256, 1, 1),
+    "first_stage_model.decoder.up.1.upsample.conv.weight": (256, 256, 3, 3),
+    "first_stage_model.decoder.mid.block_2.conv1.weight": (512, 512, 3, 3),
+    "first_stage_model.quant_conv.weight": (8, 8, 1, 1),
+    "cond_stage_model.model.positional_embedding": (77, 1024),
+    "cond_stage_model.model.transformer.resblocks.22.attn.in_proj_weight": (3072, 1024),
+    "cond_stage_model.model.transformer.resblocks.0.mlp.c_proj.weight": (1024, 4096),
+    "cond_stage_model.model.ln_final.weight": (1024,),
+}
+
+
+def test_the_names_are_the_published_ones():
+    """Where diffusers' conversion is lenient (it takes an upsampler as either module), the names themselves decide."""
+    with torch.device("meta"):
+        tensors = original_layout(FULL, modules(FULL))
+    assert {key: tuple(tensors[key].shape) for key in PUBLISHED if key in tensors} == PUBLISHED
+
+
 def test_every_tensor_is_the_one_that_diffusers_converts(tensors, file):
     published = by_diffusers(tensors, UNET_JSON, VAE_JSON, text_config(SMALL_TEXT_JSON))
     ours = single_file.published_names(weights.index([file]), *SMALL)

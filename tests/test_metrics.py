@@ -1,0 +1,163 @@
+"""The measures without a network against closed forms, and what each column of `measure` looks at."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from drawn_images import drawn_image
+
+from composition.metrics import COLUMNS, measure, psnr, seam, ssim
+from composition.metrics.fidelity import K1, K2
+
+
+def box(size, rows, columns):
+    mask = torch.zeros(1, 1, size, size, dtype=torch.bool)
+    mask[..., slice(*rows), slice(*columns)] = True
+    return mask
+
+
+EVERYWHERE = torch.ones(1, 1, 40, 40, dtype=torch.bool)
+
+
+def test_psnr_of_a_constant_difference():
+    image = drawn_image(40) / 2
+    # Range 2, mean squared error 0.1^2: 20 log10(2 / 0.1). The images are float32, hence 1e-5 dB.
+    assert psnr(image, image + 0.1, EVERYWHERE).item() == pytest.approx(20 * math.log10(20), abs=1e-5)
+    assert psnr(image, image, EVERYWHERE).item() == math.inf
+
+
+def test_psnr_looks_at_the_region_alone_and_at_every_row_by_itself():
+    image, region = drawn_image(40), box(40, (5, 20), (10, 40))
+    changed = torch.where(region, image, image + 1)
+    both = psnr(torch.cat([changed, image + 0.5]), torch.cat([image, image]), torch.cat([region, region]))
+    assert both[0].item() == math.inf
+    assert both[1].item() == pytest.approx(20 * math.log10(4), abs=1e-5)
+
+
+def test_ssim_of_constants_is_the_luminance_term():
+    a, b = torch.full((1, 3, 40, 40), 0.25), torch.full((1, 3, 40, 40), -0.5)  # exact in binary
+    c1 = (K1 * 2) ** 2
+    expected = (2 * 0.25 * -0.5 + c1) / (0.25**2 + 0.5**2 + c1)
+    # The windows' weights sum to 1 up to rounding, which leaves variances of 1e-17 where 4e-4 * 9 is added.
+    assert ssim(a, b, EVERYWHERE).item() == pytest.approx(expected, abs=1e-9)
+
+
+def test_ssim_of_one_window_by_hand():
+    a, b = drawn_image(11)[0].double().numpy(), drawn_image(11, 1)[0].double().numpy()
+    line = np.exp(-((np.arange(11) - 5) ** 2) / (2 * 1.5**2))
+    weights = np.outer(line, line) / np.outer(line, line).sum()
+    c1, c2 = (K1 * 2) ** 2, (K2 * 2) ** 2
+    expected = []
+    for x, y in zip(a, b, strict=True):
+        mx, my = (weights * x).sum(), (weights * y).sum()
+        vx, vy = (weights * (x - mx) ** 2).sum(), (weights * (y - my) ** 2).sum()
+        vxy = (weights * (x - mx) * (y - my)).sum()
+        expected.append((2 * mx * my + c1) * (2 * vxy + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2)))
+    got = ssim(torch.from_numpy(a)[None], torch.from_numpy(b)[None], torch.ones(1, 1, 11, 11, dtype=torch.bool))
+    # Double precision; E[x^2] - E[x]^2 loses a few digits of the sixteen.
+    assert got.item() == pytest.approx(np.mean(expected), abs=1e-10)
+
+
+def test_ssim_counts_windows_wholly_inside_the_region():
+    image, region = drawn_image(40), box(40, (0, 40), (0, 25))
+    changed = image.clone()
+    changed[..., 25:] *= -1
+    # No window inside the region sees a change; 1e-9 as the same numbers are divided by each other.
+    assert ssim(image, changed, region).item() == pytest.approx(1, abs=1e-9)
+    changed[..., 24:] *= -1
+    assert ssim(image, changed, region).item() < 0.999
+    assert math.isnan(ssim(image, image, box(40, (0, 40), (0, 10))).item())
+    assert math.isnan(ssim(image[..., :8], image[..., :8], EVERYWHERE[..., :8]).item())
+
+
+def test_seam_of_a_step_by_hand():
+    flat = torch.zeros(1, 3, 6, 6)
+    mask = box(6, (2, 4), (2, 4))
+    placed = torch.full_like(flat, 0.4)
+    pasted = torch.where(mask, placed, flat)
+    # A 2x2 square has 8 neighbours across its edge, and every one of them steps by 0.4 of 2: 51 of 255 grey levels.
+    assert seam(pasted, flat, placed, mask).item() == pytest.approx(51, rel=1e-6)  # 0.4 is a float32
+    half = pasted.clone()
+    half[..., 1, 2:4] = half[..., 4, 2:4] = 0.4  # the steps above and below are gone, 4 of the 8
+    assert seam(half, flat, placed, mask).item() == pytest.approx(25.5, rel=1e-6)
+    # A step that the placed object has itself, the tumour's contrast, is no seam.
+    assert seam(pasted, flat, pasted, mask).item() == 0
+    assert seam(flat, flat, placed, mask).item() == 0
+    assert math.isnan(seam(pasted, flat, placed, torch.ones_like(mask)).item())
+
+
+def test_distortions_are_ordered():
+    background, placed, mask = drawn_image(40), drawn_image(40, 2), box(40, (10, 30), (8, 33))
+    pasted = torch.where(mask, placed, background)
+    feathered = F.avg_pool2d(mask.float(), 9, stride=1, padding=4)
+    blended = feathered * placed + (1 - feathered) * background
+    assert seam(pasted, background, placed, mask) > 2 * seam(blended, background, placed, mask)
+    noise = torch.randn(background.shape, generator=torch.Generator().manual_seed(0))
+    for score in (psnr, ssim):
+        values = [score(background, background + strength * noise, EVERYWHERE).item() for strength in (0.01, 0.1, 0.4)]
+        assert values == sorted(values, reverse=True) and values[0] > values[-1]
+
+
+class Distance:
+    """In place of LPIPS: the mean absolute difference, and what it was shown."""
+
+    def __call__(self, a, b):
+        self.shape = tuple(a.shape)
+        return (a - b).abs().mean(dim=(1, 2, 3))
+
+
+class Brightness:
+    """In place of CLIP: the mean of the first image and the length of the prompt."""
+
+    def image_similarity(self, a, b):
+        return a.mean(dim=(1, 2, 3))
+
+    def text_similarity(self, images, prompts):
+        return images.mean(dim=(1, 2, 3)) + torch.tensor([float(len(prompt)) for prompt in prompts])
+
+
+def test_columns_look_where_their_definitions_say():
+    background, placed = drawn_image(40), drawn_image(40, 2)
+    object_mask, user_mask = box(40, (14, 24), (14, 26)), box(40, (12, 26), (12, 28))
+    user_mask[..., 12, 12] = False  # a mask need not be a box; its corner is background, and in the edited region
+    composite = torch.where(object_mask, placed, background)
+
+    def columns(image):
+        given = (image, background, placed, object_mask, user_mask, "four")
+        return measure(*given, lpips=Distance(), clip=Brightness())
+
+    before = columns(composite)
+    assert list(before) == list(COLUMNS)
+    assert before["lpips_bg"] == 0 and before["psnr_bg"] == math.inf and before["ssim_bg"] == pytest.approx(1, abs=1e-9)
+    for pixel, moved in {
+        (20, 20): {"lpips_fg", "clip_text", "clip_image", "psnr_fg", "ssim_fg"},  # inside the object
+        (12, 12): {"lpips_bg", "lpips_fg", "clip_text", "clip_image", "psnr_bg", "psnr_fg", "ssim_fg", "ssim_bg"},
+        (2, 35): {"lpips_bg", "clip_text", "psnr_bg", "ssim_bg"},  # outside
+    }.items():
+        changed = composite.clone()
+        changed[(..., *pixel)] -= 0.5
+        after = columns(changed)
+        assert {name for name in COLUMNS if after[name] != before[name]} - {"seam_user"} == moved
+
+
+def test_columns_of_networks_that_are_not_given_are_absent():
+    image, mask = drawn_image(40), box(40, (12, 26), (12, 28))
+    values = measure(image, image, image, mask, mask, "prompt")
+    assert set(values) == {name for name in COLUMNS if not name.startswith(("lpips", "clip"))}
+    assert values["psnr_bg"] == values["psnr_fg"] == math.inf
+    assert values["ssim_bg"] == pytest.approx(1, abs=1e-9) and values["ssim_fg"] == pytest.approx(1, abs=1e-9)
+    assert values["seam_object"] == values["seam_user"] == 0
+
+
+def test_shapes_that_do_not_fit():
+    image, mask = drawn_image(40), box(40, (10, 30), (10, 30))
+    with pytest.raises(ValueError, match="of one size"):
+        measure(image, image[..., :30], image, mask, mask, "prompt")
+    with pytest.raises(ValueError, match="user mask is empty"):
+        measure(image, image, image, mask, mask & False, "prompt")
+    with pytest.raises(ValueError, match="bool region"):
+        psnr(image, image, mask.float())
+    with pytest.raises(ValueError, match="of one shape"):
+        ssim(image, image[..., :30], mask)

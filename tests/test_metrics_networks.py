@@ -1,0 +1,183 @@
+"""LPIPS, ST-LPIPS and CLIP: the numbers of the published code, files that are not theirs, and their order."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from drawn_images import drawn_image
+from small_models import write_small_tokenizer
+
+from composition.metrics import CLIP, WeightsError, published_lpips, shift_tolerant_lpips
+from composition.metrics.clip import DEVIATION, MEAN
+from composition.metrics.lpips import CHANNELS, ST_FILE, ST_PACKAGE, TORCHVISION_CONVS, blur_pool
+
+REFERENCE = json.loads((Path(__file__).parent / "reference" / "lpips.json").read_text())
+PACKAGE = importlib.util.find_spec(ST_PACKAGE)
+needs_weights = pytest.mark.skipif(PACKAGE is None, reason="the extra `metrics` (stlpips-pytorch) is not installed")
+
+# Two float32 convolutions of one network, summed in another order: a few units in the sixth digit.
+FLOAT32 = {"rel": 1e-5, "abs": 1e-6}
+
+
+def pairs(kind):
+    for key, expected in REFERENCE[kind].items():
+        size, a, b = map(int, key.split())
+        yield drawn_image(size, a), drawn_image(size, b), expected
+
+
+@pytest.fixture(scope="module")
+def shift_tolerant():
+    return shift_tolerant_lpips()
+
+
+@pytest.fixture
+def shipped():
+    """The weights that ship, as they lie in the file."""
+    return torch.load(Path(PACKAGE.submodule_search_locations[0], ST_FILE), map_location="cpu", weights_only=True)
+
+
+@needs_weights
+def test_st_lpips_is_the_published_code_s(shift_tolerant):
+    for a, b, expected in pairs("shift_tolerant"):
+        assert shift_tolerant(a, b).item() == pytest.approx(expected, **FLOAT32)
+    assert shift_tolerant.name == "ST-LPIPS (alex)"
+
+
+@needs_weights
+def test_st_lpips_is_zero_for_equal_images_and_grows_with_the_distortion(shift_tolerant):
+    image = drawn_image(96)
+    noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(0))
+    noisy = [shift_tolerant(image, image + strength * noise).item() for strength in (0, 0.02, 0.1, 0.4)]
+    blurred = [shift_tolerant(image, F.avg_pool2d(image, k, 1, k // 2, count_include_pad=False)) for k in (3, 7, 15)]
+    assert noisy[0] == 0
+    assert noisy == sorted(noisy) and noisy[1] > 0
+    assert 0 < blurred[0] < blurred[1] < blurred[2]
+
+
+@needs_weights
+def test_a_batch_is_its_rows(shift_tolerant):
+    a, b = (torch.cat([drawn_image(64, variant) for variant in variants]) for variants in ((0, 1), (1, 2)))
+    single = torch.cat([shift_tolerant(a[[row]], b[[row]]) for row in (0, 1)])
+    torch.testing.assert_close(shift_tolerant(a, b), single, rtol=1e-5, atol=1e-6)  # as FLOAT32
+
+
+@needs_weights
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w.pop("net.slice5.13.bias"), "Missing key.*convs.4.bias"),
+        (lambda w: w.update(extra=torch.zeros(1)), "Unexpected key.*extra"),
+        (lambda w: w.update({"lin2.model.1.weight": torch.zeros(1, 5, 1, 1)}), "size mismatch for linear.2"),
+        (lambda w: w.update({"net.slice1.1.filt": torch.ones(64, 1, 3, 3)}), "net.slice1.1.filt is not the constant"),
+        (lambda w: w.pop("scaling_layer.scale"), "scaling_layer.scale is not the constant"),
+    ],
+)
+def test_st_lpips_loads_strictly(shipped, tmp_path, change, message):
+    change(shipped)
+    torch.save(shipped, tmp_path / "weights.pth")
+    with pytest.raises(WeightsError, match=message):
+        shift_tolerant_lpips(tmp_path / "weights.pth")
+
+
+@pytest.mark.parametrize("content", [None, b"no weights", torch.nn.Identity(), torch.zeros(3)])
+def test_files_that_are_no_weights(tmp_path, content):
+    path = tmp_path / "weights.pth"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        torch.save(content, path)  # a module is a pickle of code, which weights_only refuses
+    with pytest.raises(WeightsError, match=r"weights\.pth"):
+        shift_tolerant_lpips(path)
+
+
+def test_without_the_package_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(WeightsError, match=r"tumour-composition\[metrics\]"):
+        shift_tolerant_lpips()
+
+
+def drawn_weights():
+    """An AlexNet trunk in torchvision's names and linear weights in those of `lpips`, by arithmetic."""
+    trunk = {}
+    shapes = [(64, 3, 11, 11), (192, 64, 5, 5), (384, 192, 3, 3), (256, 384, 3, 3), (256, 256, 3, 3)]
+    for i, (conv, shape) in enumerate(zip(TORCHVISION_CONVS, shapes, strict=True)):
+        fan_in = shape[1] * shape[2] * shape[3]
+        wave = torch.sin(torch.arange(shape[0] * fan_in, dtype=torch.float64) * (i + 1.7))
+        trunk[f"{conv}.weight"] = (wave * (6 / fan_in) ** 0.5).view(shape).float()
+        trunk[f"{conv}.bias"] = (0.1 * torch.cos(torch.arange(shape[0], dtype=torch.float64))).float()
+    linear = {
+        f"lin{i}.model.1.weight": (torch.sin(torch.arange(n, dtype=torch.float64)) ** 2).view(1, n, 1, 1).float()
+        for i, n in enumerate(CHANNELS)
+    }
+    return trunk, linear
+
+
+def test_published_lpips_is_the_published_code_s(tmp_path):
+    trunk, linear = drawn_weights()
+    torch.save(trunk | {"classifier.1.weight": torch.zeros(2)}, tmp_path / "alexnet.pth")
+    torch.save(linear, tmp_path / "linear.pth")
+    lpips = published_lpips(tmp_path / "alexnet.pth", tmp_path / "linear.pth")
+    for a, b, expected in pairs("published"):
+        assert lpips(a, b).item() == pytest.approx(expected, **FLOAT32)
+    assert lpips.name == "LPIPS (alex, v0.1)"
+    with pytest.raises(WeightsError, match="does not hold LPIPS"):  # the two files exchanged for one
+        published_lpips(tmp_path / "alexnet.pth", tmp_path / "alexnet.pth")
+    with pytest.raises(ValueError, match="at least 63 pixels"):
+        lpips(torch.zeros(1, 3, 62, 80), torch.zeros(1, 3, 62, 80))
+    with pytest.raises(ValueError, match="one shape"):
+        lpips(torch.zeros(1, 3, 64, 64), torch.zeros(2, 3, 64, 64))
+
+
+def test_blur_pool_by_hand():
+    # A 4x4 image whose top row r0 is 1. Mirrored by 2 its rows are r2 r1 r0 r1 r2 r3 r2 r1.
+    x = torch.zeros(1, 1, 4, 4)
+    x[..., 0, :] = 1
+    # The windows r2 r1 r0, r0 r1 r2 and r2 r3 r2, weighted 1 2 1 over 4, hold r0 once, once and not at all.
+    expected = torch.tensor([0.25, 0.25, 0.0]).view(3, 1).expand(3, 3)
+    assert torch.equal(blur_pool(x)[0, 0], expected)
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory):
+    """A CLIP of a few thousand random weights in the transformers layout."""
+    from transformers import CLIPConfig, CLIPModel
+
+    folder = tmp_path_factory.mktemp("metrics") / "clip"
+    write_small_tokenizer(folder)
+    end = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))["<|endoftext|>"]
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = small | {"vocab_size": 640, "bos_token_id": end - 1, "eos_token_id": end}
+    torch.manual_seed(0)
+    config = CLIPConfig(text_config=text, vision_config=small | {"image_size": 32, "patch_size": 8}, projection_dim=12)
+    CLIPModel(config).save_pretrained(folder)
+    return folder
+
+
+def test_clip_is_transformers_own(clip_folder):
+    clip = CLIP(str(clip_folder), local_files_only=True)
+    images, prompts = torch.cat([drawn_image(32), drawn_image(32, 2)]), ["an mri scan of a brain", "ultrasound"]
+    # At CLIP's own 32 pixels nothing is resized, and the model's own forward gives the cosines.
+    mean, deviation = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, DEVIATION))
+    tokens = clip.tokenizer(prompts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        own = clip.model(pixel_values=((images + 1) / 2 - mean) / deviation, **tokens)
+    torch.testing.assert_close(clip.embed_images(images), own.image_embeds, rtol=0, atol=1e-6)  # unit vectors, float32
+    torch.testing.assert_close(clip.embed_texts(prompts), own.text_embeds, rtol=0, atol=1e-6)
+    expected = 100 * (own.image_embeds * own.text_embeds).sum(dim=1)
+    torch.testing.assert_close(clip.text_similarity(images, prompts), expected, rtol=0, atol=1e-4)  # hundredfold
+
+
+def test_clip_of_equal_images_is_100_and_long_prompts_are_cut(clip_folder):
+    clip = CLIP(str(clip_folder), local_files_only=True)
+    same, other = drawn_image(50), drawn_image(70, 2)
+    assert clip.image_similarity(same, same).item() == pytest.approx(100, abs=1e-4)  # float32 unit vectors, times 100
+    assert clip.image_similarity(same, F.interpolate(other, (50, 50))).item() < 100
+    assert torch.equal(clip.embed_texts(["brain " * 100]), clip.embed_texts(["brain " * 200]))
+
+
+def test_clip_weights_that_are_absent(tmp_path):
+    with pytest.raises(WeightsError, match="no CLIP model from"):
+        CLIP(str(tmp_path), local_files_only=True)

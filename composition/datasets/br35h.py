@@ -67,13 +67,15 @@ def via_mask(regions: list | dict, size: tuple[int, int]) -> np.ndarray:
             elif kind in ("ellipse", "circle"):
                 rx, ry = (shape["r"], shape["r"]) if kind == "circle" else (shape["rx"], shape["ry"])
                 theta = shape.get("theta", 0)
+                if not (rx > 0 and ry > 0):
+                    raise ValueError(f"an ellipse with the half axes {rx} and {ry} has no area")
                 u, v = x - shape["cx"], y - shape["cy"]
                 along = u * math.cos(theta) + v * math.sin(theta)
                 across = v * math.cos(theta) - u * math.sin(theta)
                 ellipses |= (along / rx) ** 2 + (across / ry) ** 2 <= 1
             else:
                 raise ValueError(f"{kind!r} is not a polygon, an ellipse or a circle")
-        except (KeyError, TypeError, ZeroDivisionError) as error:
+        except (KeyError, TypeError) as error:
             raise ValueError(f"a region that is no VIA shape: {region!r}") from error
     return np.asarray(image) | ellipses
 
@@ -89,8 +91,12 @@ def _entries(file: Path, left_out: LeftOut) -> list[tuple[str, list | dict]]:
     found = []
     for entry in entries:
         try:
-            found.append((str(entry["filename"]), entry["regions"]))
+            name, regions = entry["filename"], entry["regions"]
         except (KeyError, TypeError):
+            name = regions = None
+        if isinstance(name, str) and isinstance(regions, list | dict):
+            found.append((name, regions))
+        else:
             left_out.add("annotation without file name or regions", file.name)
     return found
 

@@ -66,9 +66,8 @@ def measure(
     """The COLUMNS of one composite; those of a network that is not given are absent.
 
     composite, background, placed: (1, 3, H, W) in [-1, 1], in the background's pixels. object_mask (of the placed
-    object), user_mask: (1, 1, H, W) bool. psnr is inf where nothing changed; ssim is nan where its
-    window does not fit.
-    Raises ValueError for other shapes, or an empty user mask.
+    object), user_mask: (1, 1, H, W) bool. psnr is inf where nothing changed, ssim is nan where its
+    window does not fit. Raises ValueError for other shapes, or an empty user mask.
     """
     images = (composite, background, placed)
     if len({image.shape for image in images}) > 1 or composite.ndim != 4 or composite.shape[:2] != (1, 3):

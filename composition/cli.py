@@ -80,8 +80,9 @@ def build_parser() -> argparse.ArgumentParser:
     batch = commands.add_parser(
         "batch",
         help="many compositions from a manifest, as a data set; run it again to resume",
-        description="Many compositions, as a data set. The same command resumes a run that was killed. Under torchrun "
-        "the rows are shared out over all its processes.",
+        description="Many compositions, as a data set. The same command resumes a run that was killed. Several "
+        "processes share the rows out: torchrun --nproc-per-node 8 -m -- composition batch ... (the bare -- keeps "
+        "torchrun from taking --start for an option of its own).",
     )
     batch.set_defaults(command=_batch)
     batch.add_argument(

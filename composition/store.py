@@ -60,7 +60,7 @@ class InversionStore(MutableMapping[str, Trajectory]):
             path.unlink(missing_ok=True)
 
     def __iter__(self) -> Iterator[str]:
-        on_disk = () if self.folder is None else (path.stem for path in self.folder.glob("*.safetensors"))
+        on_disk = () if self.folder is None else (path.stem for path in self.folder.glob("[!.]*.safetensors"))
         yield from dict.fromkeys([*self._recent, *on_disk])
 
     def __len__(self) -> int:

@@ -1,0 +1,55 @@
+"""Run by test_batch.py: kill `batch` with signal 9 before its first file is put in place, its second, and so on.
+
+    python kill_at_every_moment.py FOLDER ARGUMENTS...      where ARGUMENTS are those of `batch` but for --out
+
+Each run is a fork, so that torch and the model are loaded once. After every kill the same command runs undisturbed. FOLDER/k has
+what came out for a kill before the k-th file; the last k is the run that finished before its kill. Prints their number.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import sd21
+from composition import files
+from composition.cli import build_parser, main
+
+
+def run(arguments: list[str], kill_before: int | None) -> int:
+    """The wait status of a forked run that kills itself before its file number `kill_before` gets its name."""
+    if (child := os.fork()) != 0:
+        return os.waitpid(child, 0)[1]
+    placed, replace = 0, os.replace
+
+    def counting(source, target):
+        nonlocal placed
+        placed += 1
+        if placed == kill_before:
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(source, target)
+
+    files.os.replace = counting
+    status = 70
+    try:
+        status = main(arguments)
+    finally:
+        os._exit(status)  # no clean-up of the parent's
+
+
+def kill_everywhere(folder: Path, arguments: list[str]) -> int:
+    model = sd21.load(build_parser().parse_args(["batch", *arguments, "--out", "unused"]).model, device="cpu")
+    sd21.load = lambda *_, **__: model
+    for moment in range(1, 1000):
+        command = ["batch", *arguments, "--out", str(folder / str(moment)), "-q"]
+        status = run(command, moment)
+        if not os.WIFSIGNALED(status):
+            return moment
+        assert os.WTERMSIG(status) == signal.SIGKILL
+        # 1: there is a bad row, which is how a run without a disturbance ends too.
+        assert os.waitstatus_to_exitcode(run(command, None)) == 1
+    raise AssertionError("the run never ended")
+
+
+if __name__ == "__main__":
+    print(kill_everywhere(Path(sys.argv[1]), sys.argv[2:]))

@@ -1,0 +1,186 @@
+"""`batch`: kills at any moment, sharing over processes, bad rows, and a layout that dataset libraries read."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from composition_files import FAST, row, tree, write_manifest, write_scans, write_tiny_model
+from fake_model import FakeModel
+from PIL import Image
+
+from composition.batch import run_batch
+from composition.manifest import read_manifest
+from composition.settings import Settings
+
+ROOT = Path(__file__).parent.parent
+QUICK = Settings(steps=4, start=2, preserve_until=1, inversion="naive")
+BAD = "{not json"
+
+
+def start(command: list, **keywords) -> subprocess.Popen:
+    """One thread, as torchrun gives: equal bytes are promised for equal numbers of threads."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen([sys.executable, *map(str, command)], env=environment, text=True, **keywords)
+
+
+def finish(process: subprocess.Popen) -> str:
+    """What it printed. The rows of these manifests end with a bad one, so that 1 is how a whole run ends."""
+    output, errors = process.communicate(timeout=600)
+    assert process.returncode == 1, errors
+    return output
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A folder with a manifest of three good rows and a bad one, a checkpoint, and `undisturbed`, what they give."""
+    folder = tmp_path_factory.mktemp("batch")
+    write_manifest(write_scans(folder) / "manifest.jsonl", [row(0), row(1), BAD, row(2)])
+    write_tiny_model(folder / "model")
+    finish(start(["-m", "composition", *batch(folder), "--out", folder / "undisturbed"], stdout=subprocess.PIPE))
+    return folder
+
+
+def batch(folder: Path) -> list:
+    return ["batch", folder / "manifest.jsonl", "--model", folder / "model", "--device", "cpu", *FAST]
+
+
+def test_the_files_of_an_undisturbed_run(work):
+    names = [f"{kind}/case{n}.{suffix}" for kind, suffix in KINDS for n in range(3)]
+    assert set(tree(work / "undisturbed")) == {*names, "metadata.jsonl", "errors.jsonl"}
+
+
+KINDS = (("images", "png"), ("masks", "png"), ("records", "json"))
+
+
+def test_a_kill_before_any_file_leads_to_the_same_files(work, tmp_path):
+    script = Path(__file__).parent / "kill_at_every_moment.py"
+    process = start([script, tmp_path, *batch(work)[1:]], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    output, errors = process.communicate(timeout=900)
+    assert process.returncode == 0, errors
+    moments = int(output)
+    expected = tree(work / "undisturbed")
+    assert moments - 1 == len(expected)  # every file was the one before which a run was killed
+    for moment in range(1, moments + 1):
+        assert tree(tmp_path / str(moment)) == expected, f"killed before file {moment}"
+
+
+def test_a_kill_from_outside_and_the_same_command_again(work, tmp_path):
+    command = ["-m", "composition", *batch(work), "--out", tmp_path / "out"]
+    process = start(command, stderr=subprocess.DEVNULL)
+    while not list((tmp_path / "out").glob("records/case*.json")) and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -9
+    assert not (tmp_path / "out" / "metadata.jsonl").exists()  # it was killed on the way, not at its end
+    output = finish(start(command, stdout=subprocess.PIPE))
+    assert tree(tmp_path / "out") == tree(work / "undisturbed")
+    assert "0 there already" not in output  # what was done was not done again
+
+
+def test_two_processes_do_every_row_once_and_give_the_same_files(work, tmp_path):
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--", "composition"]
+    process = start([*torchrun, *batch(work), "--out", tmp_path / "out"], stdout=subprocess.PIPE)
+    output, _ = process.communicate(timeout=600)
+    assert output.startswith("4 rows: 3 written, 0 there already, 1 bad"), output
+    assert tree(tmp_path / "out") == tree(work / "undisturbed")
+
+
+def run(folder: Path, rows: list, settings: Settings = QUICK, **keywords):
+    manifest = write_manifest(folder / "manifest.jsonl", rows)
+    return run_batch(manifest, folder / "out", lambda: FakeModel(64), settings, quiet=True, **keywords)
+
+
+def records(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "out" / "metadata.jsonl").read_text().splitlines()]
+
+
+def test_a_finished_run_does_nothing_again_and_a_changed_one_what_changed(tmp_path):
+    rows = [row(n) for n in range(4)]
+    write_scans(tmp_path)
+    assert (run(tmp_path, rows).written, run(tmp_path, rows).kept) == (4, 4)
+    rows[1] = row(1, prompt="another prompt")
+    rows.append(row(4))
+    summary = run(tmp_path, rows)
+    assert (summary.written, summary.kept) == (2, 3)
+    assert [record["prompt"] for record in records(tmp_path)][1] == "another prompt"
+    Image.open(tmp_path / "s0.png").transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "s0.png")
+    assert run(tmp_path, rows).written == 3  # cases 0, 2 and 4
+    assert run(tmp_path, rows, Settings(steps=4, start=1, inversion="naive")).written == 5
+    (tmp_path / "out" / "masks" / "case2.png").unlink()
+    assert run(tmp_path, rows, Settings(steps=4, start=1, inversion="naive")).written == 1
+
+
+def test_a_shared_background_is_inverted_once(tmp_path):
+    rows = [row(n) for n in range(6)]
+    write_scans(tmp_path)
+    summary = run(tmp_path, rows)
+    # Naive inversion up to start + 1 = 3 costs 3 evaluations and its round trip as many; 6 rows have 2 backgrounds.
+    assert (summary.reused, summary.saved_nfe) == (4, 4 * 6)
+    shutil.rmtree(tmp_path / "out")
+    run(tmp_path, rows, cache=tmp_path / "cache")
+    before = tree(tmp_path / "out")
+    shutil.rmtree(tmp_path / "out")
+    assert run(tmp_path, rows, cache=tmp_path / "cache").reused == 6
+    assert tree(tmp_path / "out") == before
+
+
+def test_bad_rows_are_reported_and_the_others_go_on(tmp_path):
+    write_scans(tmp_path)
+    Image.new("L", (80, 60)).save(tmp_path / "black.png")
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG but no more")
+    cases = [
+        (BAD, "not a JSON object"),
+        ("[1, 2]", "expected a JSON object, got list"),
+        (row(2, prompt=None), "prompt"),
+        (row(3, colour="red"), "unknown: colour"),
+        (row(4, id="../up"), "id names files"),
+        (row(5, id="CASE0"), "taken by line 1"),
+        (row(6, background="none.png"), "there is no such file"),
+        (row(7, user_mask="m.png"), "either as a user mask or as a user box"),
+        (row(8, user_box=None), "either as a user mask or as a user box"),
+        (row(9, user_box=[0, 0, 200, 10]), "does not lie on"),
+        (row(10, user_box="1,2,3,4"), "four whole numbers"),
+        (row(11, background="black.png"), "blank"),
+        (row(12, object="broken.png"), "cannot be read"),
+        (row(13, object_mask="black.png"), "the mask is empty"),
+        (row(14, settings={"start": 9}), "start is a whole number from 1 to 4"),
+        (row(15, settings={"speed": 9}), "settings is an object with some of steps"),
+        (row(16, settings={"tolerance": "low"}), "'>' not supported"),
+    ]
+    good = [row(0), "", row(1, settings={"guidance_scale": 1.0})]
+    summary = run(tmp_path, [*good, *(entry for entry, _ in cases)])
+    assert (summary.rows, summary.written, summary.bad) == (len(cases) + 2, 2, len(cases))
+    reported = [json.loads(line) for line in (tmp_path / "out" / "errors.jsonl").read_text().splitlines()]
+    assert [entry["line"] for entry in reported] == list(range(4, len(cases) + 4))
+    for entry, (_, message) in zip(reported, cases, strict=True):
+        assert message in entry["error"]
+    assert [record["settings"]["guidance_scale"] for record in records(tmp_path)] == [2.5, 1.0]
+    assert run(tmp_path, good).bad == 0
+    assert not (tmp_path / "out" / "errors.jsonl").exists()
+
+
+def test_rows_without_an_id_are_named_by_their_line(tmp_path):
+    manifest = write_manifest(write_scans(tmp_path) / "manifest.jsonl", [row(0, id=None), "", row(1, id=None)])
+    rows, errors = read_manifest(manifest, QUICK)
+    assert ([entry.id for entry in rows], errors) == (["000001", "000003"], {})
+
+
+def test_the_layout_is_an_image_folder(tmp_path):
+    """The rules that datasets' "imagefolder" builder reads by, and that the images are where they say."""
+    write_scans(tmp_path)
+    run(tmp_path, [row(0), row(1, user_box=None, user_mask="m.png")])
+    out = tmp_path / "out"
+    for record in records(tmp_path):
+        image, mask = (np.asarray(Image.open(out / record[name])) for name in ("file_name", "mask_file_name"))
+        assert image.shape == mask.shape == (60, 80)
+        assert set(np.unique(mask)) == {0, 255}
+        assert json.loads((out / "records" / f"{record['id']}.json").read_text()) == record
+    # Every image in the folder has its row: the builder takes the folder's images and wants metadata of each.
+    listed = {record[name] for record in records(tmp_path) for name in ("file_name", "mask_file_name")}
+    assert {str(path.relative_to(out)) for path in out.rglob("*.png")} == listed

@@ -67,8 +67,10 @@ class Checkpoint:
     files: dict[str, Path]  # everything read, by its name in the published layout
 
 
-def locate(source: str | Path, revision: str | None, variant: str | None, local_files_only: bool):
-    """The folder or file that `source` names, fetched from the hub if need be, and its commit: (Path, str or None).
+def locate(
+    source: str | Path, revision: str | None, variant: str | None, local_files_only: bool
+) -> tuple[Path, str | None]:
+    """The folder or file that `source` names, fetched from the hub if need be, and its commit.
 
     Raises CheckpointError for a pickle, a path that is not there and a hub id that cannot be had.
     """
@@ -119,22 +121,22 @@ def read_folder(root: Path, variant: str | None, tokenizer: Path | None) -> Chec
     """
     tokenizer = tokenizer or root / "tokenizer"
     lacking = [name for name in CONFIGS if not (root / name).is_file()]
-    weights = {}
-    for part in WEIGHTS:
-        files = _weight_files(root, part, variant)
-        if not files and variant is None and (files := _weight_files(root, part, "fp16")):
-            warnings.warn(f"{root / part} holds its weights in float16 only (variant fp16); using those", stacklevel=3)
-        weights[part] = files
+    weights = {part: _weight_files(root, part, variant) for part in WEIGHTS}
+    if variant is None:
+        halves = {part: _weight_files(root, part, "fp16") for part, files in weights.items() if not files}
+        weights |= halves
+        if any(halves.values()):
+            there = ", ".join(part for part in halves if halves[part])
+            warnings.warn(f"{root} holds {there} in float16 only (variant fp16); using that", stacklevel=3)
+    for part, files in weights.items():
         if not files:
-            others = sorted(path.name for path in (root / part).glob("*") if path.suffix in {*PICKLES, ".safetensors"})
-            there = f" (there are {', '.join(others)}; a .bin is {PICKLE_REFUSED})" if others else ""
-            lacking.append(f"{part}/{_weight_patterns(part, variant)[0]}{there}")
+            lacking.append(f"{part}/{_weight_patterns(part, variant)[0]}{_instead(root / part)}")
     if not tokenizer_files(tokenizer):
         lacking.append("tokenizer/vocab.json and tokenizer/merges.txt")
     if lacking:
         raise CheckpointError(
             f"{root} is not a whole model in the diffusers layout; it lacks {'; '.join(lacking)}. "
-            'Fetch the missing files; for float16 files beside absent others, pass variant="fp16".'
+            "Fetch what is missing, or name the variant= that is there."
         )
     configs = {}
     for name, kind in CONFIGS.items():
@@ -173,6 +175,15 @@ def tokenizer_files(folder: Path) -> dict[str, Path]:
     return {f"tokenizer/{path.name}": path for path in found}
 
 
+def _instead(folder: Path) -> str:
+    """What lies where weights were expected."""
+    pickles = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLES)
+    if pickles:
+        return f" ({pickles[0]} is there, {PICKLE_REFUSED})"
+    others = sorted(path.name for path in folder.glob("*.safetensors"))
+    return f" ({', '.join(others)} is there)" if others else ""
+
+
 def _weight_files(root: Path, part: str, variant: str | None) -> list[Path]:
     """One file, or else its shards; their index file is not needed, because names are matched one to one anyway."""
     single, shards = _weight_patterns(part, variant)
@@ -187,8 +198,11 @@ def _weight_patterns(part: str, variant: str | None) -> tuple[str, str]:
 def _published_names(part: str, stored: dict[str, Stored]) -> dict[str, Stored]:
     renamed = {}
     for key, tensor in stored.items():
+        name = key
         for pattern, replacement in RENAMED[part]:
-            key = re.sub(pattern, replacement, key)
-        if key not in UNUSED:
-            renamed[key] = tensor
+            name = re.sub(pattern, replacement, name)
+        if name != key and name in stored:  # the file has both names: the old one stays, to be reported
+            name = key
+        if name not in UNUSED:
+            renamed[name] = tensor
     return renamed

@@ -46,6 +46,8 @@ def index(files: Iterable[Path]) -> dict[str, Stored]:
         try:
             with safe_open(path, framework="pt") as file:
                 for key in file.keys():
+                    if key in stored:
+                        raise CheckpointError(f"both {stored[key].file} and {path} hold {key}; remove one")
                     entry = file.get_slice(key)
                     stored[key] = Stored(path, key, tuple(entry.get_shape()), entry.get_dtype())
         except (SafetensorError, OSError) as error:

@@ -157,7 +157,7 @@ def test_variant_fp16_is_read_if_asked_for_and_taken_if_alone(copy, model):
     assert not is_rounded(sd21.load(copy, device="cpu", dtype=torch.float32))
     for name in (UNET_FILE, VAE_FILE, TEXT_FILE):
         (copy / name).unlink()
-    with pytest.warns(UserWarning, match=r"unet holds its weights in float16 only"):
+    with pytest.warns(UserWarning, match=r"holds unet, vae, text_encoder in float16 only"):
         assert is_rounded(sd21.load(copy, device="cpu", dtype=torch.float32))
 
 
@@ -187,6 +187,22 @@ def test_the_published_files_older_names_are_understood(copy, model):
     got = outputs(sd21.load(copy, device="cpu", dtype=torch.float32))
     for name, value in outputs(model).items():
         assert torch.equal(got[name], value), name
+
+
+def test_a_tensor_that_is_there_twice_is_an_error(copy, no_reading):
+    def both(tensors):
+        key = "decoder.mid_block.attentions.0.to_q.weight"
+        tensors[key.replace("to_q", "query")] = tensors[key].clone()
+
+    change(copy / VAE_FILE, both)
+    with pytest.raises(sd21.CheckpointError, match=r"1 unexpected \(decoder.mid_block.attentions.0.query.weight\)"):
+        sd21.load(copy, device="cpu")
+    everything = load_file(copy / UNET_FILE)
+    (copy / UNET_FILE).unlink()
+    for number in (1, 2):
+        save_file(everything, copy / UNET_FILE.replace(".safetensors", f"-{number:05}-of-00002.safetensors"))
+    with pytest.raises(sd21.CheckpointError, match=r"both .*-00001-of-00002.* and .*-00002-of-00002.* hold"):
+        sd21.load(copy, device="cpu")
 
 
 def test_prompts_are_padded_with_the_models_own_token_and_cut_with_a_warning(model):
@@ -294,12 +310,12 @@ def test_a_folder_that_lacks_a_part_says_which(copy, no_reading, part):
 
 def test_a_folder_of_pickles_is_refused_with_the_reason(copy, no_reading):
     (copy / UNET_FILE).rename(copy / "unet/diffusion_pytorch_model.bin")
-    with pytest.raises(sd21.CheckpointError, match=r"there are diffusion_pytorch_model.bin; a .bin is a pickle.* runs"):
+    with pytest.raises(sd21.CheckpointError, match=r"diffusion_pytorch_model.bin is there, a pickle.* runs"):
         sd21.load(copy, device="cpu")
 
 
 def test_an_absent_variant_is_named(copy, no_reading):
-    with pytest.raises(sd21.CheckpointError, match=r"lacks unet/diffusion_pytorch_model.bf16.safetensors \(there are"):
+    with pytest.raises(sd21.CheckpointError, match=r"lacks unet/diff\S+.bf16.safetensors \(diff\S+ is there\)"):
         sd21.load(copy, variant="bf16", device="cpu")
 
 

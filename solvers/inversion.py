@@ -50,8 +50,8 @@ class InversionReport:
     def __str__(self) -> str:
         worst = int(self.residual.argmax())
         return (
-            f"{self.method}: round-trip error below {self.tol:.1e} in {int(self.converged.sum())} of "
-            f"{len(self.converged)} images; worst {self.residual[worst]:.1e} (image {worst}, {int(self.nfe[worst])} evaluations)"
+            f"{self.method}: {int(self.converged.sum())} of {len(self.converged)} images below a round-trip error of "
+            f"{self.tol:.1e}; worst {self.residual[worst]:.1e} (image {worst}, {int(self.nfe[worst])} evaluations)"
         )
 
 
@@ -68,9 +68,9 @@ class InversionError(RuntimeError):
 
     def __init__(self, report: InversionReport) -> None:
         super().__init__(
-            f"{report}. Where the history still falls, allow more sweeps; where it has stopped at the network's rounding, "
-            f"raise tol; otherwise lower the guidance scale or start, use a table with lower_order_final (an x0 need not "
-            f"have a preimage), or take the best that was found with on_failure='return'"
+            f"{report}. Where the history still falls, allow more sweeps; where it has stopped at the network's "
+            f"rounding, raise tol; otherwise lower the guidance scale or start, use a table with lower_order_final (an "
+            f"x0 need not have a preimage), or take the best that was found with on_failure='return'"
         )
         self.report = report
 
@@ -184,7 +184,7 @@ def _check_problem(x0: Tensor, table: StepTable) -> None:
     if table.a[1] == 0:
         raise ValueError(
             f"{table.name} ends at sigma[0] = 0: its last step forgets x[1] (a[1] = 0), so no run can be traced back. "
-            f"Invert on a grid that ends at a positive sigma: time_uniform, log_snr or discrete(final_sigma='sigma_min')"
+            f"Invert on a grid that ends at a positive sigma: time_uniform, log_snr, discrete(final_sigma='sigma_min')"
         )
     values = x0.flatten(1)
     if len(x0) == 0 or not torch.isfinite(values).all() or not values.any(dim=1).all():

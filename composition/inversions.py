@@ -26,7 +26,7 @@ GRIDS = {"time_uniform": time_uniform, "log_snr": log_snr}
 class Trajectory:
     """One scan's states x[0..k], float32 (k + 1, C, h, w), and what their inversion reported.
 
-    method, nfe (network rows spent), sweeps, residual (relative), converged: as in solvers.invert's report.
+    method, nfe (network rows spent), sweeps, residual (round-trip error, relative), converged: solvers.invert's report.
     """
 
     states: torch.Tensor

@@ -1,0 +1,114 @@
+"""The method on pairs of real scans, brain MRI (Br35H) and breast ultrasound (BUSI), from a folder beside the checkout.
+
+Three models run it: a Gaussian double whose autoencoder keeps the scans, so that the tumour can be looked at; a random
+network through sd21; and the small trained checkpoint, where it is there.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_model import FakeModel
+from PIL import Image, ImageDraw, ImageFilter
+from small_models import write_small_pipeline
+
+import sd21
+from composition.compose import Sample, compose_batch
+from composition.images import Scan, box_mask, read_mask, read_scan, write_image
+from composition.placement import place
+from composition.settings import Settings
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
+BR35H, BUSI = DATA / "br35h", DATA / "busi" / "Dataset_BUSI_with_GT"
+pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"the scans are not at {DATA}")
+
+# Backgrounds of every mode and format there is: RGBA and palette PNG, grayscale and RGB JPEG, grayscale PNG.
+MRI = [("no400.jpg", "y2.jpg"), ("no401.jpg", "y4.jpg"), ("no35.jpg", "y5.jpg"), ("No12.jpg", "y3.jpg")]
+ULTRASOUND = [("normal (1)", "benign (1)"), ("normal (10)", "malignant (1)"), ("normal (20)", "malignant (10)")]
+
+
+def br35h_mask(name: str, scan: Scan) -> np.ndarray:
+    """The polygon drawn around the tumour of a Br35H scan."""
+    folder = BR35H / "Br35H-Mask-RCNN" / "TRAIN"
+    entries = json.loads((folder / "annotations_train.json").read_text()).values()
+    (shape,) = (e["regions"][0]["shape_attributes"] for e in entries if e["filename"] == name)
+    mask = Image.new("1", scan.size[::-1])
+    points = zip(shape["all_points_x"], shape["all_points_y"], strict=True)
+    ImageDraw.Draw(mask).polygon(list(points), fill=1)
+    return np.asarray(mask)
+
+
+def sample(background: Scan, obj: Scan, object_mask: np.ndarray, prompt: str) -> Sample:
+    """The target is a box of a third of the scan, right of the middle."""
+    height, width = background.size
+    user_mask = box_mask((width // 2, height // 3, width // 3, height // 3), background.size)
+    return Sample(background, obj, object_mask, user_mask, prompt)
+
+
+@pytest.fixture(scope="module")
+def samples() -> list[Sample]:
+    mri, ultrasound = [], []
+    for background, tumour in MRI:
+        obj = read_scan(BR35H / "Br35H-Mask-RCNN" / "TRAIN" / tumour)
+        prompt = "An MRI scan of a cancerous brain"
+        mri.append(sample(read_scan(BR35H / "no" / background), obj, br35h_mask(tumour, obj), prompt))
+    for background, tumour in ULTRASOUND:
+        folder = BUSI / tumour.split()[0]
+        obj, mask = read_scan(folder / f"{tumour}.png"), read_mask(folder / f"{tumour}_mask.png")
+        prompt = "An ultrasound image of a cancerous breast"
+        ultrasound.append(sample(read_scan(BUSI / "normal" / f"{background}.png"), obj, mask, prompt))
+    return mri + ultrasound
+
+
+def correlation(a: np.ndarray, b: np.ndarray, mask: np.ndarray) -> float:
+    """Inside the mask, of what is coarser than 9 pixels: a latent stands for 8, and texture below is the decoder's."""
+    blurred = (Image.fromarray(pixels).convert("L").filter(ImageFilter.BoxBlur(4)) for pixels in (a, b))
+    return float(np.corrcoef(*(np.asarray(image)[mask] for image in blurred))[0, 1])
+
+
+def check_labels(composed, samples, folder):
+    """What holds whatever the network is: the background kept to the bit, the placed mask written and read."""
+    for number, (composition, one) in enumerate(zip(composed, samples, strict=True)):
+        original, outside = one.background.pixels, ~one.user_mask
+        assert composition.image.shape == original.shape and composition.image.dtype == original.dtype
+        assert np.array_equal(composition.image[outside], original[outside])
+        assert (composition.image != original)[one.user_mask].any()
+        write_image(folder / f"{number}.png", composition.mask)
+        placed = place(one.background, one.obj, one.object_mask, one.user_mask)
+        assert np.array_equal(read_mask(folder / f"{number}.png"), placed.object_mask)
+        assert placed.object_mask.any() and not placed.object_mask[outside].any()
+
+
+def check_tumours(composed, samples, least: float):
+    """Inside its mask the result looks like the placed object, and like the old background no more than that does."""
+    for composition, one in zip(composed, samples, strict=True):
+        image, placed, old = composition.image, composition.placed, one.background.pixels
+        like_object = correlation(image, placed, composition.mask)
+        like_background = abs(correlation(image, old, composition.mask))
+        assert like_object > least, (one.background.name, like_object)
+        assert like_background < abs(correlation(placed, old, composition.mask)) + 0.1, one.background.name
+
+
+def test_the_double_puts_the_tumour_there_and_keeps_the_rest(samples, tmp_path):
+    composed = compose_batch(FakeModel(image_size=512), samples, Settings(preserve="pixels"))
+    check_labels(composed, samples, tmp_path)
+    # Its latents are block averages: blocky where the tumour's edge and texture are not.
+    check_tumours(composed, samples, least=0.75)
+
+
+def test_a_random_network_keeps_the_labels(samples, tmp_path):
+    model = sd21.load(write_small_pipeline(tmp_path / "model"), device="cpu")
+    pair = [samples[0], samples[-1]]
+    check_labels(compose_batch(model, pair, Settings(preserve="pixels", inversion="naive")), pair, tmp_path)
+
+
+def test_the_small_checkpoint_puts_the_tumour_there_and_keeps_the_rest(samples, tmp_path):
+    try:
+        model = sd21.load("mini", device="cpu")
+    except sd21.CheckpointError as error:
+        pytest.skip(f"the small checkpoint is not there: {error}")
+    composed = compose_batch(model, samples, Settings(preserve="pixels"))
+    check_labels(composed, samples, tmp_path)
+    # Its autoencoder keeps less than the double's.
+    check_tumours(composed, samples, least=0.6)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
-from .compose import Composition, Sample
+from .canvas import Composition, Sample
 
 PANEL_HEIGHT = 384  # pixels
 GAP = 8

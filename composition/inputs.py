@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from .compose import Sample
+from .canvas import Sample
 from .files import sha256
 from .images import ScanError, box_mask, read_mask, read_scan, split_slice
 from .placement import place

@@ -8,7 +8,7 @@ from importlib import metadata
 
 import torch
 
-from .compose import Composition
+from .canvas import Composition
 from .settings import Settings
 
 PACKAGES = ("tumour-composition", "torch", "transformers", "numpy", "pillow")

@@ -1,0 +1,181 @@
+"""`python -m composition`: options, what is written, and errors in one line before the model loads."""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from composition_files import FAST, write_scans, write_tiny_model
+from fake_model import FakeModel
+from PIL import Image
+
+import sd21
+from composition import cli, demo
+from composition.files import sha256
+from composition.images import read_mask, read_scan
+from composition.placement import place
+from composition.settings import Settings
+
+
+@pytest.fixture
+def scans(tmp_path):
+    return write_scans(tmp_path / "scans")
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    monkeypatch.setattr(sd21, "load", lambda *_, **__: pytest.fail("the model was loaded"))
+
+
+def command(scans: Path, out: Path, **changes) -> list[str]:
+    options = {
+        "background": scans / "s0.png",
+        "object": scans / "s2.png",
+        "object-mask": scans / "m.png",
+        "user-box": "20,12,40,32",
+        "prompt": "a tumour",
+        "out": out,
+    } | {name.replace("_", "-"): value for name, value in changes.items()}
+    given = [(f"--{name}", str(value)) for name, value in options.items() if value is not None]
+    return ["run", *(text for pair in given for text in pair)]
+
+
+def test_run_from_files_to_files(scans, tmp_path):
+    """As a user calls it, with a checkpoint on disk."""
+    model = write_tiny_model(tmp_path / "model")
+    out = tmp_path / "new" / "out"
+    arguments = [*command(scans, out, model=model, device="cpu", preserve="pixels"), *FAST]
+    done = subprocess.run(
+        [sys.executable, "-m", "composition", *arguments],
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in out.iterdir()} == {"composite.png", "mask.png", "figure.png", "record.json"}
+    background, composite = read_scan(scans / "s0.png").pixels, read_scan(out / "composite.png").pixels
+    outside = np.ones((60, 80), dtype=bool)
+    outside[12:44, 20:60] = False
+    assert np.array_equal(composite[outside], background[outside]) and not np.array_equal(composite, background)
+    placed = place(read_scan(scans / "s0.png"), read_scan(scans / "s2.png"), read_mask(scans / "m.png"), ~outside)
+    assert np.array_equal(read_mask(out / "mask.png"), placed.object_mask)
+
+    record = json.loads((out / "record.json").read_text())
+    expected = Settings(steps=4, start=2, preserve_until=1, inversion="naive", preserve="pixels")
+    assert record["settings"] == asdict(expected)
+    weights = "unet/diffusion_pytorch_model.safetensors"
+    assert record["model"]["source"] == str(model) and record["model"]["files"][weights] == sha256(model / weights)
+    assert record["inputs"]["object"] == {"file": "s2.png", "sha256": sha256(scans / "s2.png")}
+    assert (record["prompt"], record["user_box"]) == ("a tumour", [20, 12, 40, 32])
+    assert (record["dtype"], record["device"]["type"]) == ("float32", "cpu")
+    assert record["nfe"] == {"inversion": 12, "composition": 4}  # up to 3 and a round trip, twice; 2 guided steps
+    assert set(record["seconds"]) == {"load", "encode", "inversion", "composition", "decode"}
+    assert set(record["versions"]) >= {"python", "torch", "transformers"}
+
+
+def test_a_cache_spares_the_background_and_changes_nothing(scans, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sd21, "load", lambda *_, **__: FakeModel(64))
+    counts = []
+    for name in ("first", "second"):
+        assert cli.main([*command(scans, tmp_path / name, cache=tmp_path / "cache"), "-q"]) == 0
+        counts.append(json.loads((tmp_path / name / "record.json").read_text())["reused_background"])
+    assert counts == [False, True]
+    assert sha256(tmp_path / "first" / "composite.png") == sha256(tmp_path / "second" / "composite.png")
+    assert capsys.readouterr() == ("", "")  # -q
+
+
+BAD = [
+    ({"background": "none.png"}, "no such file: none.png"),
+    ({"object_mask": "black.png"}, "the mask is empty"),
+    ({"background": "black.png"}, "blank"),
+    ({"background": "text.png"}, "cannot be read as an image"),
+    ({"user_box": "60,12,40,32"}, "does not lie on the 80x60 scan"),
+    ({"user_box": None, "user_mask": "small.png"}, "its scan"),
+    ({"start": 30}, "start is a whole number from 1 to 20, got 30"),
+    ({"tolerance": -1}, "tolerance"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD)
+def test_bad_input_is_one_line_before_the_model_loads(scans, tmp_path, monkeypatch, capsys, no_model, changes, message):
+    monkeypatch.chdir(tmp_path)
+    Image.new("L", (80, 60)).save("black.png")
+    Image.new("L", (20, 20), 255).save("small.png")
+    Path("text.png").write_text("not an image")
+    assert cli.main(command(scans, tmp_path / "out", **changes)) == 2
+    output, errors = capsys.readouterr()
+    assert output == "" and errors.count("\n") == 1 and errors.startswith("error: ") and message in errors
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"user_mask": "m.png"}, "not allowed with argument"),
+        ({"user_box": None}, "one of the arguments --user-mask --user-box is required"),
+        ({"user_box": "1,2,3"}, "expected four whole numbers X,Y,W,H, got '1,2,3'"),
+        ({"history": "keep"}, "invalid choice: 'keep'"),
+        ({"dtype": "int8"}, "invalid choice: 'int8'"),
+    ],
+)
+def test_bad_options(scans, tmp_path, capsys, no_model, changes, message):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(command(scans, tmp_path / "out", **changes))
+    assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_a_model_that_is_not_there(scans, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert cli.main(command(scans, tmp_path / "out", model=tmp_path / "empty")) == 2
+    assert str(tmp_path / "empty") in capsys.readouterr().err
+
+
+def test_an_inversion_that_misses_its_tolerance(scans, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sd21, "load", lambda *_, **__: FakeModel(64))
+    assert cli.main([*command(scans, tmp_path / "out", tolerance=1e-12), "-q"]) == 1
+    assert capsys.readouterr().err.startswith("error: defect: 0 of 1 images below")
+
+
+def test_a_manifest_that_is_not_there(tmp_path, capsys, no_model):
+    assert cli.main(["batch", str(tmp_path / "none.jsonl"), "--out", str(tmp_path / "out")]) == 2
+    assert "none.jsonl" in capsys.readouterr().err
+
+
+def test_every_setting_has_an_option_with_its_default_and_help(capsys):
+    parser = cli.build_parser()
+    required = ["--background", "b", "--object", "o", "--object-mask", "m", "--user-box", "1,2,3,4", "--prompt", "p"]
+    options = parser.parse_args(["run", *required, "--out", "d"])
+    assert cli._settings(options) == Settings()
+    changed = ["--lower-order-final", "--exceptional-token", "7", "--guidance-scale", "5", "--max-batch", "8"]
+    options = parser.parse_args(["batch", "m.jsonl", "--out", "d", *changed])
+    expected = replace(Settings(), lower_order_final=True, exceptional_token=7, guidance_scale=5.0, max_batch=8)
+    assert cli._settings(options) == expected
+    for name in ("run", "batch", "demo"):
+        with pytest.raises(SystemExit):
+            parser.parse_args([name, "--help"])
+        text = capsys.readouterr().out
+        assert all(f"--{field.replace('_', '-')}" in text for field in asdict(Settings()))
+
+
+def test_the_demo_without_its_files_says_what_to_do(tmp_path, monkeypatch, capsys, no_model):
+    monkeypatch.setattr(demo, "EXAMPLES", tmp_path / "manifest.jsonl")
+    assert cli.main(["demo", "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert str(tmp_path / "manifest.jsonl") in error and "python -m composition run --help" in error
+
+
+def test_the_demo_composes_the_first_example(scans, tmp_path, monkeypatch, capsys):
+    """On a stand-in for the small checkpoint and the example scans."""
+    row = {"background": "s0.png", "object": "s2.png", "object_mask": "m.png", "user_mask": "m.png", "prompt": "a scan"}
+    (scans / "manifest.jsonl").write_text(json.dumps(row) + "\n")
+    monkeypatch.setattr(demo, "EXAMPLES", scans / "manifest.jsonl")
+    monkeypatch.setattr(demo, "MINI", scans)
+    loaded = []
+    monkeypatch.setattr(sd21, "load", lambda source, **_: loaded.append(source) or FakeModel(64))
+    assert cli.main(["demo", "--out", str(tmp_path / "out")]) == 0
+    assert loaded == ["mini"] and (tmp_path / "out" / "figure.png").exists()
+    assert "network evaluations" in capsys.readouterr().out

@@ -1,0 +1,108 @@
+"""Whole-or-absent files, and what a record says of a composition."""
+
+import hashlib
+import json
+import os
+import stat
+
+import numpy as np
+import pytest
+import torch
+from fake_model import FakeModel
+
+from composition import record
+from composition.canvas import Sample
+from composition.compose import compose_batch
+from composition.figures import before_after
+from composition.files import TEMPORARY, atomic, remove_partial, sha256, write_json
+from composition.images import Scan, box_mask
+from composition.settings import Settings
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "record.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(RuntimeError), atomic(path) as temporary:
+        temporary.write_text("half")
+        assert json.loads(path.read_text()) == {"a": 1} and temporary.suffix == ".json"
+        raise RuntimeError
+    assert json.loads(path.read_text()) == {"a": 1} and list(tmp_path.iterdir()) == [path]
+
+
+def test_files_can_be_read_by_whom_the_umask_lets(tmp_path):
+    before = os.umask(0o022)
+    try:
+        write_json(tmp_path / "record.json", {})
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "record.json").stat().st_mode) == 0o644
+
+
+def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / f"{TEMPORARY}0.png").write_bytes(b"half")
+    (tmp_path / "images" / "case.png").write_bytes(b"whole")
+    remove_partial(tmp_path)
+    assert [path.name for path in (tmp_path / "images").iterdir()] == ["case.png"]
+
+
+def test_a_value_that_json_does_not_know_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "record.json", {"residual": float("nan")})
+    assert not list(tmp_path.iterdir())
+
+
+def test_sha256(tmp_path):
+    data = bytes(range(256)) * 10000  # more than one block
+    (tmp_path / "data").write_bytes(data)
+    assert sha256(tmp_path / "data") == hashlib.sha256(data).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def composed():
+    rng = np.random.default_rng(0)
+    background = Scan(rng.integers(1000, 3000, (60, 90), dtype=np.uint16))
+    obj = Scan(rng.integers(0, 256, (50, 40, 3), dtype=np.uint8))
+    user_mask = box_mask((20, 10, 40, 40), background.size)
+    sample = Sample(background, obj, box_mask((10, 10, 20, 20), obj.size), user_mask, "a tumour")
+    inversions = {}
+    twice = [compose_batch(FakeModel(64), [sample], Settings(), inversions=inversions)[0] for _ in range(2)]
+    return sample, *twice
+
+
+def test_a_record_says_what_the_sample_is_not_in_which_order_samples_were_made(composed):
+    _, first, second = composed
+    assert not first.inversion["background"]["reused"] and second.inversion["background"]["reused"]
+    assert second.nfe["inversion"] < first.nfe["inversion"]
+    assert record.results(first) == record.results(second)
+    assert record.results(second)["nfe"] == first.nfe
+    assert "seconds" not in json.dumps(record.results(first))
+
+
+def test_provenance_and_environment_are_plain_json():
+    model = FakeModel(64)
+    entry = {**record.provenance(model, Settings(start=4)), **record.environment(model)}
+    assert json.loads(json.dumps(entry, allow_nan=False)) == entry
+    assert (entry["settings"]["start"], entry["model"], entry["dtype"]) == (4, model.identity, "float32")
+    assert entry["device"]["type"] == "cpu" and entry["versions"]["torch"] == torch.__version__
+
+
+def test_the_figure_shows_the_background_and_the_result_with_their_masks(composed):
+    sample, composition, _ = composed
+    figure = np.asarray(before_after(sample, composition)).astype(int)
+    height, width = 384, 576  # of the background's panels, 60 x 90 pixels enlarged 6.4 times
+    first, third, fourth = 8, figure.shape[1] - 2 * (width + 8), figure.shape[1] - (width + 8)
+
+    def panel(left):
+        return figure[28 : 28 + height, left : left + width]
+
+    def outlined(left):  # scans in gray have equal channels
+        return np.ptp(panel(left), axis=2) > 0
+
+    assert not outlined(third).any()
+    for left, mask in ((first, sample.user_mask), (fourth, composition.mask)):
+        rows, columns = np.nonzero(outlined(left))
+        y, x = np.nonzero(mask)
+        bounds = [value * 6.4 for value in (y.min(), y.max() + 1, x.min(), x.max() + 1)]
+        assert np.allclose([rows.min(), rows.max() + 1, columns.min(), columns.max() + 1], bounds, atol=1)
+    assert np.array_equal(panel(third)[~outlined(fourth)], panel(fourth)[~outlined(fourth)])

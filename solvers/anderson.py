@@ -72,7 +72,7 @@ class Goal:
             return residual <= self.bound
         error = self.error(x)
         if error > self.tol:
-            self.bound = 0.5 * residual * self.tol / error
+            self.bound = residual * self.tol / error
         return error <= self.tol
 
 

@@ -13,12 +13,15 @@ from .anderson import Search
 class NewtonSettings:
     """krylov: Krylov vectors a Newton step may use, one evaluation each.
     forcing: the linear system is solved to this fraction; products by differences are not worth more in float32.
-    halvings: how often the line search halves a step that does not help before it gives up.
+    decrease: of the fall in |g| that the linear model promises for a step, the part it must deliver. A step that delivers
+        less meets rounding, or a point without a solution near it, and evaluations will not change that.
+    halvings: how often a step that fails to deliver is halved before the iteration gives up.
     """
 
     krylov: int = 30
     forcing: float = 0.03
-    halvings: int = 6
+    decrease: float = 0.5
+    halvings: int = 4
 
 
 def newton_gmres(
@@ -59,7 +62,7 @@ def newton_gmres(
                 return x
             trial = moved(direction, length)
             trial_g, residual = evaluate(trial)
-            if trial_g.norm() < (1 - 1e-4 * length) * g.norm():
+            if trial_g.norm() < (1 - settings.decrease * length) * g.norm():
                 break
         else:
             return x

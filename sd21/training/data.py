@@ -106,6 +106,15 @@ def split(scans: list[Scan]) -> tuple[list[Scan], list[Scan]]:
     return [s for s in scans if s.name not in held_out], [s for s in scans if s.name in held_out]
 
 
+def evenly(scans: list[Scan], count: int) -> list[Scan]:
+    """`count` scans of each modality, or all it has, evenly spaced in the list."""
+    chosen = []
+    for modality in ("mri", "ultrasound"):
+        some = [scan for scan in scans if MODALITY[scan.kind] == modality]
+        chosen += some[:: max(1, len(some) // count)][:count]
+    return chosen
+
+
 def load_pixels(scans: list[Scan], size: int = IMAGE_SIZE) -> torch.Tensor:
     """Grey levels (N, size, size), uint8; scans are stretched to the square."""
     pixels = np.empty((len(scans), size, size), np.uint8)

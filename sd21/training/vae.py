@@ -54,10 +54,7 @@ def psnr(images: Tensor, decoded: Tensor) -> Tensor:
 def train_vae(scans: str | Path, out: Path, plan: Plan, crop: int, device: torch.device) -> VAE:
     """Train, or go on training, OUT/vae.pt; returns the average model."""
     training, held_out = data.split(data.find_scans(scans))
-    some = []
-    for modality in ("mri", "ultrasound"):
-        of_modality = [scan for scan in held_out if data.MODALITY[scan.kind] == modality]
-        some += of_modality[:: max(1, len(of_modality) // VALIDATION_SCANS)][:VALIDATION_SCANS]
+    some = data.evenly(held_out, VALIDATION_SCANS)
     pixels, validation = data.load_pixels(training).to(device), data.load_pixels(some).to(device)
     weights = data.sampling_weights(training)
 

@@ -1,0 +1,55 @@
+"""Copy-paste: the object's pixels, scaled and moved, inside its mask on the background. No network."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, MutableMapping, Sequence
+
+import numpy as np
+
+from .. import blending
+from ..canvas import Composition, Job, Sample, on_canvases
+from ..settings import Settings
+
+
+def copy_paste(
+    model,
+    samples: Sequence[Sample],
+    settings: Settings = Settings(),  # noqa: B008 -- frozen
+    *,
+    inversions: MutableMapping | None = None,
+    progress: Callable | None = None,
+) -> list[Composition]:
+    """The naive baseline of the paper's section 5.2: outside the placed mask the background's pixels, to the bit.
+
+    Of `model` the canvas alone is asked, so that what the other methods refuse is refused here too; of `settings`
+    nothing. inversions and progress: not used.
+    """
+
+    def run(jobs: list[Job], token: int) -> list[Composition]:
+        results = []
+        for job in jobs:
+            begin = time.perf_counter()
+            background, placement = job.sample.background, job.placement
+            placed = background.render(placement.image, grayscale=job.grayscale)
+            results.append(
+                Composition(
+                    image=blending.preserve_pixels(background, placed, placement.object_mask, feather=0),
+                    mask=placement.object_mask,
+                    placed=placed,
+                    clipped=placement.clipped,
+                    canvas=tuple(job.background.shape[1:]),
+                    exceptional_token=token,
+                    inversion={},
+                    nfe={"inversion": 0, "composition": 0},
+                    seconds={"composition": time.perf_counter() - begin},
+                )
+            )
+        return results
+
+    return on_canvases(model, samples, settings, run)
+
+
+def pasted_values(job: Job) -> np.ndarray:
+    """The pasted image as values, float32 (H, W, 3) in [-1, 1], of the background's size."""
+    return np.where(job.placement.object_mask[..., None], job.placement.image, job.sample.background.values())

@@ -1,0 +1,187 @@
+"""TF-ICON (Lu, Liu, Kong, ICCV 2023, arXiv:2307.12493), the paper's starting point, in full.
+
+Background and object are inverted to T by the naive inversion under the exceptional prompt; Eq. 7 composes their noise,
+with fresh noise in the XOR region. Then four streams are denoised, at every step in one batch: the background and the
+object, under the exceptional prompt; the pseudo cross-attention, which is the background's state whose self-attention
+sees the object's tokens alone; and the composite, under the text prompt with guidance. In the first part of the run,
+tau_a, the self-attention of the first three is injected into the composite's (tficon_attention.py); in a longer part,
+tau_b, the composite is rectified: outside M_user it becomes the background stream's state, as in Eq. 9. A stream is
+denoised for as long as another one needs it.
+
+What differs from the authors' public code (github.com/Shilin-LU/TF-ICON), and why:
+
+Shared with the other methods here:
+- Placement, canvas and masks. Their object lies in the middle of a black 512-pixel square and is addressed by an offset
+  rounded anew on every attention grid; here the object's scan is moved to its place, so that object and composite share
+  their token indices. Their "user mask" is the box of the scaled object image; here it is M_user.
+- The object's noise comes from the object's own inversion, as Eq. 7 and their cross-domain mode have it; their
+  same-domain mode inverts the pasted image and takes both background and object from that.
+- The guidance scale is settings.guidance_scale; theirs is 2.5 within a domain and 5.0 across. Below ten steps their
+  last one is first-order; here settings.lower_order_final says it.
+
+Where their code departs from what it is meant to do:
+- Their pseudo cross-attention takes its queries from the object's rows of the batch, not from the background's. Its
+  keys come from rows whose own attention it has replaced in every layer before, and from an object state one step too
+  old (in the first evaluation one too new); its background state is moved by the solver twice a step.
+- At the first evaluation they inject the maps of the second: one store is overwritten before it is read.
+- They rectify a state after the network has seen it, and not the first one below T, for which they rectify data
+  predictions instead; here every state of the window is rectified before the network sees it.
+- Their window of the background's attention is 0.4 whatever tau_a is; here it is tau_a for all three. They inject into
+  the first two evaluations whatever tau_a is; here 0 is none.
+- Their rectified box loses a row or a column where it touches the canvas's lower or right end.
+- They denoise background and pseudo cross-attention to the end, though nothing reads them, and run all streams but the
+  composite under two equal prompts: 10 rows a step per image where 5 are needed.
+
+Kept: logits injected before the softmax rather than maps after it; the pseudo cross-attention's transpose in the
+object's rows; injection into the text row and not the null row; all self-attention layers; one evaluation less than
+tau_a * steps, and one state less than tau_b * steps (`window`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, MutableMapping, Sequence
+
+import torch
+
+from sd21 import attention_hook
+from solvers import Grid, data_prediction, denoise, guided
+
+from .. import prompts
+from ..canvas import Composition, Job, Sample, masks, on_canvases, timed, to_scans
+from ..compose import inversion_nfe, inversion_report, trajectories
+from ..inversions import network, sampler
+from ..settings import Settings
+from . import noise
+from .published import naive_to_the_end
+from .tficon_attention import Injection
+
+# The defaults of the authors' public code.
+TAU_A, TAU_B = 0.4, 0.8
+ORDER = 2  # of the solver; `window` counts as their code does
+BACKGROUND, OBJECT, COMPOSITE = range(3)
+
+
+def tf_icon(
+    model,
+    samples: Sequence[Sample],
+    settings: Settings = Settings(),  # noqa: B008 -- frozen
+    *,
+    inversions: MutableMapping | None = None,
+    progress: Callable | None = None,
+    tau_a: float = TAU_A,
+    tau_b: float = TAU_B,
+    seed: int = 0,
+) -> list[Composition]:
+    """TF-ICON as this module's docstring describes it.
+
+    tau_a, tau_b: the share of the run, counted from T, in which attention is injected and states are rectified, in
+        [0, 1]; 0 for not at all. seed: of Eq. 7's noise. Of settings, start, preserve_until, history, inversion and
+        tolerance are the method's alone and not used here.
+    settings.max_batch bounds a call's rows, but the five of one sample stay together.
+    inversions: as for `compose_batch`, shared with `published`. Raises ValueError as `compose_batch` does, and for a
+        threshold out of range.
+    """
+    for name, tau in (("tau_a", tau_a), ("tau_b", tau_b)):
+        if not 0 <= tau <= 1:
+            raise ValueError(f"{name} is a share of the run in [0, 1], got {tau}")
+    whole = naive_to_the_end(settings)
+    rectified = window(tau_b, settings.steps)
+    together = max(1, (settings.max_batch or 10**9) // 5)
+
+    def run(jobs: list[Job], token: int) -> list[Composition]:
+        seconds: dict[str, float] = {}
+        backgrounds, objects, reused = trajectories(model, jobs, token, whole, inversions, progress, seconds)
+        latents, evaluations = [], 0
+        with timed(seconds, "composition", model.device):
+            grid, table = sampler(model, settings)
+            for first in range(0, len(jobs), together):
+                group = slice(first, first + together)
+                m_obj, m_user = masks(jobs[group])
+                x_bg, x_obj = (
+                    torch.stack([trajectory.states[-1].to(model.device) for trajectory in kind[group]])
+                    for kind in (backgrounds, objects)
+                )
+                z = noise.draw(noise.generator(seed), x_bg)
+                streams = Streams(model, jobs[group], token, grid, settings, window(tau_a, settings.steps), rectified)
+
+                def rectify(i: int, x: torch.Tensor, m_user=m_user) -> torch.Tensor:
+                    if i not in rectified:
+                        return x
+                    composite = x[:, COMPOSITE] * m_user + x[:, BACKGROUND] * (1 - m_user)
+                    return torch.stack([x[:, BACKGROUND], x[:, OBJECT], composite], dim=1)
+
+                x = torch.stack([x_bg, x_obj, compose_noise(x_obj, x_bg, z, m_obj, m_user)], dim=1)
+                latents.append(denoise(x, grid, table, streams, edit=rectify, progress=progress)[:, COMPOSITE])
+                evaluations += streams.evaluations
+        reports = [inversion_report(*row) for row in zip(backgrounds, objects, reused, strict=True)]
+        counts = [{"inversion": inversion_nfe(report), "composition": evaluations // len(jobs)} for report in reports]
+        return to_scans(
+            model, jobs, torch.cat(latents), token, settings, inversion=reports, nfe=counts, seconds=seconds
+        )
+
+    return on_canvases(model, samples, settings, run)
+
+
+def compose_noise(
+    x_obj: torch.Tensor, x_bg: torch.Tensor, z: torch.Tensor, m_obj: torch.Tensor, m_user: torch.Tensor
+) -> torch.Tensor:
+    """Eq. 7: the object's noise inside M_obj, the background's outside M_user, fresh noise z where one mask is one and
+    the other is not. States (B, C, h, w), masks (B, 1, h, w) of zeros and ones, M_obj inside M_user."""
+    return x_obj * m_obj + x_bg * (1 - m_user) + z * (m_obj - m_user).abs()
+
+
+def window(tau: float, steps: int) -> range:
+    """The indices i = steps, steps - 1, ... of the share tau of a run, as many as TF-ICON's code takes: it counts steps
+    k = steps - i from 0 and goes on while k < int(tau * steps + 1 - order)."""
+    return range(steps, steps - max(0, int(tau * steps + 1 - ORDER)), -1)
+
+
+class Streams:
+    """x0_fn of all streams at once: x (B, 3, C, h, w) holds BACKGROUND, OBJECT and COMPOSITE of every sample.
+
+    injected: the window in which attention is injected; rectified: that of the states that need the background's. A
+    stream that nothing needs any more is not run: its data prediction is 0.
+    evaluations: network rows run so far.
+    """
+
+    def __init__(
+        self, model, jobs: list[Job], token: int, grid: Grid, settings: Settings, injected: range, rectified: range
+    ):
+        self.model, self.grid, self.injected, self.rectified = model, grid, injected, rectified
+        self.scale = settings.guidance_scale
+        self.injection = Injection(*masks(jobs))
+        texts = [job.sample.prompt for job in jobs]
+        self.text = [prompts.normal_context(model, texts, token)]
+        if self.scale != 1:
+            self.text.append(prompts.null_context(model, len(jobs)))
+        # All rows of a batch have contexts of one length, so the exceptional prompt has its 77 rows here.
+        self.exceptional = prompts.normal_context(model, [None] * len(jobs), token)
+        self.evaluations = 0
+
+    def __call__(self, x: torch.Tensor, i: int) -> torch.Tensor:
+        """The data predictions (B, 3, C, h, w) of the streams that are needed at i."""
+        background, obj, composite = x.unbind(dim=1)
+        x0 = torch.zeros_like(x)
+        if i in self.injected:
+            with attention_hook(self.model.unet, self.injection):
+                rows = self._predict([background, obj, background], composite, i)
+            x0[:, BACKGROUND], x0[:, OBJECT], _ = rows[:3]
+        elif i - 1 in self.rectified:
+            rows = self._predict([background], composite, i)
+            x0[:, BACKGROUND] = rows[0]
+        else:
+            rows = self._predict([], composite, i)
+        x0[:, COMPOSITE] = rows[-1]
+        return x0
+
+    def _predict(self, exceptional: list[torch.Tensor], composite: torch.Tensor, i: int) -> list[torch.Tensor]:
+        """Data predictions of the streams under the exceptional prompt and, last, of the guided composite."""
+        states = exceptional + [composite] * len(self.text)
+        context = torch.cat([self.exceptional] * len(exceptional) + self.text)
+        x0_fn = data_prediction(network(self.model, None), self.grid, self.model.prediction_type, context)
+        rows = list(x0_fn(torch.cat(states), i).chunk(len(states)))
+        self.evaluations += x0_fn.evaluations
+        if self.scale == 1:
+            return rows
+        *rows, text, null = rows
+        return [*rows, guided(text, null, self.scale)]  # Eq. 6 on x0, which is affine in eps and in v

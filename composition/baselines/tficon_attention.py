@@ -1,0 +1,87 @@
+"""TF-ICON's composite self-attention: background, object and what lies between them, injected into the composite.
+
+All streams of a sample run in one batch, so that a layer finds what it injects in its own q, k and v: nothing is kept
+from one layer to the next. The rows of the batch, each for every sample: BACKGROUND, OBJECT, CROSS, TEXT, and where the
+composite is guided also its null row, which nothing is injected into.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from sd21 import Site, default_kernel
+
+BACKGROUND, OBJECT, CROSS, TEXT = range(4)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Indices, int64, into the tokens of one attention grid, row by row.
+
+    obj: inside M_obj. outside: not inside M_user.
+    """
+
+    obj: torch.Tensor
+    outside: torch.Tensor
+
+
+def tokens(m_obj: torch.Tensor, m_user: torch.Tensor, height: int, width: int) -> Tokens:
+    """The index sets on a grid of height x width, of masks (1, h, w) on the latent grid.
+
+    A coarser grid takes every second, fourth or eighth cell, as TF-ICON does; a small object may then have none.
+    """
+    inside = [
+        F.interpolate(mask[None], size=(height, width), mode="nearest").flatten() > 0.5 for mask in (m_obj, m_user)
+    ]
+    return Tokens(inside[0].nonzero().flatten(), (~inside[1]).nonzero().flatten())
+
+
+def logits(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    """q k^T / sqrt(head_dim), at least float32: (heads, Tq, d), (heads, Tk, d) -> (heads, Tq, Tk)."""
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    return (q.to(dtype) * q.shape[-1] ** -0.5) @ k.to(dtype).transpose(-1, -2)
+
+
+def composite_logits(q: torch.Tensor, k: torch.Tensor, where: Tokens) -> torch.Tensor:
+    """The composite's self-attention before the softmax, of one sample: q, k (4 or 5, heads, N, d) -> (heads, N, N).
+
+    Later lines win: the composite's own; between two tokens outside M_user the background's; from every token to the
+    object's those of the pseudo cross-attention, and from the object's to every token the same, transposed; among the
+    object's own tokens the object's. Logits and not maps are injected, so that the rows of the map still sum to one.
+    """
+    composite, out, obj = logits(q[TEXT], k[TEXT]), where.outside, where.obj
+    composite[:, out[:, None], out] = logits(q[BACKGROUND][:, out], k[BACKGROUND][:, out])
+    pseudo_cross = logits(q[CROSS], k[OBJECT][:, obj])
+    composite[:, :, obj] = pseudo_cross
+    composite[:, obj] = pseudo_cross.transpose(1, 2)
+    composite[:, obj[:, None], obj] = logits(q[OBJECT][:, obj], k[OBJECT][:, obj])
+    return composite
+
+
+class Injection:
+    """An attention hook for a batch of rows (streams, B), flattened. m_obj, m_user: (B, 1, h, w) of zeros and ones.
+
+    The stream CROSS attends to the object's tokens of the stream OBJECT (to all of them where a coarse grid has none
+    inside M_obj), and TEXT by `composite_logits`; all else, and every layer that is not self-attention, as usual.
+    """
+
+    def __init__(self, m_obj: torch.Tensor, m_user: torch.Tensor):
+        self.m_obj, self.m_user = m_obj, m_user
+
+    def __call__(self, site: Site, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        out = default_kernel(q, k, v)
+        if site.kind == "cross":
+            return out
+        samples = len(self.m_obj)
+        q, k, v, rows = (x.unflatten(0, (-1, samples)) for x in (q, k, v, out))  # (streams, B, heads, N, d)
+        for n in range(samples):
+            where = tokens(self.m_obj[n], self.m_user[n], site.height, site.width)
+            seen = where.obj if len(where.obj) else slice(None)
+            cross = (q[CROSS, n], k[OBJECT, n][:, seen], v[OBJECT, n][:, seen])
+            rows[CROSS, n] = default_kernel(*(x[None] for x in cross))[0]
+            maps = composite_logits(q[:, n], k[:, n], where).softmax(dim=-1)
+            rows[TEXT, n] = maps @ v[TEXT, n].to(maps.dtype)
+        return out

@@ -23,6 +23,7 @@ NARROW_UNET = recipe.UNET | {
     "block_out_channels": (32, 32, 32, 32),
     "attention_head_dim": (1, 1, 1, 1),
     "sample_size": 8,
+    "norm_num_groups": 16,  # the lowest level of an 8 x 8 latent has one pixel, no more
 }
 NARROW_VAE = recipe.VAE | {"block_out_channels": (8, 8, 16, 16)}
 NARROW_TEXT = recipe.TEXT | {"num_hidden_layers": 1}

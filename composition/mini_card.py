@@ -1,0 +1,176 @@
+"""The figures of the small checkpoint's model card: `python -m composition.mini_card --data ../shared/data --out CARD`.
+
+Writes CARD/figures.json and one picture of samples for each prompt. Everything is measured on the held-out split: how
+well the autoencoder reconstructs; whether a classifier trained on real scans tells the samples apart as it does real
+scans; and the error of inverting and denoising real scans under the three prompts.
+"""
+
+import argparse
+import json
+from collections import defaultdict
+from itertools import pairwise, product
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+import sd21
+import solvers
+from sd21.training import data
+from sd21.training.vae import psnr
+
+from . import prompts
+from .settings import Settings
+
+SETTINGS = Settings()
+CLASSIFIER_SIZE, CLASSIFIER_STEPS, CLASSIFIER_BATCH = 64, 1500, 64
+HAS_TUMOUR = torch.tensor([kind not in ("no", "normal") for kind in data.KINDS])
+IS_MRI = torch.tensor([data.MODALITY[kind] == "mri" for kind in data.KINDS])
+
+
+def labels(scans: list[data.Scan]) -> Tensor:
+    return torch.tensor([data.KINDS.index(scan.kind) for scan in scans])
+
+
+def reconstruction(model: sd21.StableDiffusion, scans: list[data.Scan]) -> dict:
+    """PSNR in dB of decode(encode(scan)) at 256 px, by modality."""
+    figures = {}
+    for modality in ("mri", "ultrasound"):
+        pixels = data.load_pixels([scan for scan in scans if data.MODALITY[scan.kind] == modality])
+        images = (data.to_images(part).to(model.device) for part in pixels.split(8))
+        values = torch.cat([psnr(image, model.decode(model.encode(image))) for image in images])
+        figures[modality] = {"mean": values.mean().item(), "worst": values.min().item(), "scans": len(values)}
+    return figures
+
+
+def draw(model: sd21.StableDiffusion, prompt: str, count: int, seed: int) -> Tensor:
+    """Samples (count, 3, 256, 256) in [-1, 1] of a prompt, by the default sampler and guidance of the composition."""
+    grid = solvers.time_uniform(schedule(model), SETTINGS.steps)
+    text, null = model.embed([prompt]), model.embed([""])
+    x0_fn = solvers.data_prediction(
+        model.unet, grid, model.prediction_type, text, null_context=null, scale=SETTINGS.guidance_scale
+    )
+    side = model.image_size // model.vae.config.factor
+    noise = torch.randn(count, 4, side, side, generator=torch.Generator().manual_seed(seed)).to(model.device)
+    parts = noise.split(16)
+    latents = [solvers.denoise(x, grid, solvers.dpm_solver_pp_2m(grid), x0_fn) for x in parts]
+    return torch.cat([model.decode(latent).clamp(-1, 1).cpu() for latent in latents])
+
+
+def schedule(model: sd21.StableDiffusion) -> solvers.NoiseSchedule:
+    return solvers.NoiseSchedule.from_alphas_cumprod(model.alphas_cumprod)
+
+
+def write_sheet(images: Tensor, path: Path, columns: int = 4) -> None:
+    """The first 16 images, (N, 3, H, W) in [-1, 1], side by side as one grey picture."""
+    grey = ((images[:16].mean(1) + 1) * 127.5).round().to(torch.uint8)
+    rows = [torch.cat(list(row), dim=1) for row in grey.split(columns) if len(row) == columns]
+    Image.fromarray(torch.cat(rows).numpy()).save(path)
+
+
+def grey_small(images: Tensor) -> Tensor:
+    """What the classifier sees of images (B, 3, H, W): (B, 1, 64, 64)."""
+    return F.interpolate(images.mean(1, keepdim=True), size=CLASSIFIER_SIZE, mode="area")
+
+
+def train_classifier(pixels: Tensor, kinds: Tensor, weights: Tensor, device: torch.device, seed: int) -> nn.Module:
+    """A small convolutional network that tells the five classes apart, from (B, 1, 64, 64)."""
+    torch.manual_seed(seed)
+    widths = (1, 32, 64, 128, 128)
+    layers = [
+        part
+        for dim_in, dim in pairwise(widths)
+        for part in (nn.Conv2d(dim_in, dim, 3, padding=1), nn.GroupNorm(8, dim), nn.ReLU(), nn.MaxPool2d(2))
+    ]
+    classifier = nn.Sequential(*layers, nn.Flatten(), nn.Dropout(0.3), nn.Linear(128 * 16, len(data.KINDS))).to(device)
+    optimizer = torch.optim.AdamW(classifier.parameters(), lr=1e-3, weight_decay=0.05)
+    decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, CLASSIFIER_STEPS)
+    generator = torch.Generator().manual_seed(seed)
+    small = grey_small(data.to_images(pixels)).expand(-1, 3, -1, -1)
+    for _ in range(CLASSIFIER_STEPS):
+        batch = torch.multinomial(weights, CLASSIFIER_BATCH, replacement=True, generator=generator)
+        images = data.augment(small[batch], generator)[:, :1].to(device)
+        loss = F.cross_entropy(classifier(images), kinds[batch].to(device))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        decay.step()
+    return classifier.eval()
+
+
+@torch.no_grad()
+def recognised(classifier: nn.Module, images: Tensor, kinds: Tensor) -> dict:
+    """Shares of images (N, 3, H, W) whose modality, and whose being with or without tumour, is told right."""
+    device = next(classifier.parameters()).device
+    share = torch.cat([classifier(grey_small(part).to(device)).softmax(1).cpu() for part in images.split(64)])
+    mri, tumour = (share[:, of].sum(1) > 0.5 for of in (IS_MRI, HAS_TUMOUR))
+    figures = {"modality": (mri == IS_MRI[kinds]).float().mean().item()}
+    for kind, name in enumerate(data.KINDS):
+        right = (tumour == HAS_TUMOUR[kinds])[kinds == kind]
+        figures[name] = {"tumour_or_none": right.float().mean().item(), "images": len(right)}
+    return figures
+
+
+def inversion_errors(model: sd21.StableDiffusion, scans: list[data.Scan]) -> dict:
+    """Relative error, in the latent, of inverting to T and denoising again without guidance, by prompt and method."""
+    grid = solvers.time_uniform(schedule(model), SETTINGS.steps)
+    table = solvers.dpm_solver_pp_2m(grid)
+    token = prompts.exceptional_token(model.text_encoder.config.vocab_size)
+    errors = defaultdict(list)
+    for kind in data.KINDS:  # a sweep takes one context for all of its images
+        some = [scan for scan in scans if scan.kind == kind]
+        if not some:
+            continue
+        x0 = model.encode(data.to_images(data.load_pixels(some)).to(model.device))
+        contexts = {
+            "exceptional": prompts.exceptional_context(model, token),
+            "null": model.embed([""]),
+            "text": model.embed([data.CAPTIONS[kind][0]]),
+        }
+        for (prompt, context), method in product(contexts.items(), ("naive", "joint")):
+            x0_fn = solvers.data_prediction(model.unet, grid, model.prediction_type, context)
+            found = solvers.invert(x0, grid, table, x0_fn, method=method, on_failure="return")
+            again = solvers.denoise(found.states[-1], grid, table, x0_fn)
+            errors[f"{prompt}, {method}"].append((again - x0).flatten(1).norm(dim=1) / x0.flatten(1).norm(dim=1))
+    figures = {name: torch.cat(parts) for name, parts in errors.items()}
+    figures = {name: {"median": of.median().item(), "worst": of.max().item()} for name, of in figures.items()}
+    return figures | {"scans": len(scans), "exceptional_token": token}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="composition.mini_card", description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder that holds br35h/ and busi/")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--model", default="mini", help='"mini", or the folder of an exported checkpoint')
+    parser.add_argument("--samples", type=int, default=64, help="samples a prompt")
+    parser.add_argument("--inversions", type=int, default=8, help="scans a modality")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+
+    model = sd21.load(arguments.model)
+    training, held_out = data.split(data.find_scans(arguments.data))
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    figures = {"seed": arguments.seed, "reconstruction": reconstruction(model, held_out)}
+    figures["inversion"] = inversion_errors(model, data.evenly(held_out, arguments.inversions))
+
+    classifier = train_classifier(
+        data.load_pixels(training), labels(training), data.sampling_weights(training), model.device, arguments.seed
+    )
+    real = data.to_images(data.load_pixels(held_out))
+    figures["classifier on held-out scans"] = recognised(classifier, real, labels(held_out))
+    drawn = []
+    for number, kind in enumerate(data.KINDS):
+        drawn.append(draw(model, data.CAPTIONS[kind][0], arguments.samples, arguments.seed + number))
+        write_sheet(drawn[-1], arguments.out / f"samples_{kind}.png")
+    kinds = torch.arange(len(data.KINDS)).repeat_interleave(arguments.samples)
+    figures["classifier on samples"] = recognised(classifier, torch.cat(drawn), kinds)
+
+    text = json.dumps(figures, indent=2)
+    (arguments.out / "figures.json").write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -35,8 +35,8 @@ class InversionReport:
     nfe: network evaluations, each and every one: guided rows twice, and `start` for every measured round trip.
     sweeps: iterations of the solve.
     history: what the solve drove to zero, a number per iteration: of "joint" the largest |R[i]| / |x[i-1]| of the
-        trajectory's equations, of "defect" the round-trip error, of "frozen" the residuals of its steps one after the
-        other. "naive" solves nothing.
+        trajectory's equations (those of Newton-GMRES' probes, once it takes over, included), of "defect" the round-trip
+        error, of "frozen" the residuals of its steps one after the other. "naive" solves nothing.
     """
 
     method: str

@@ -93,10 +93,10 @@ def solve_joint(
             return steps[0], residuals[0].item()
 
         left = max_sweeps - len(search.residuals)
-        # Below some thirty roundings the differences that Newton-GMRES lives on are noise.
-        if not search.solved and left > 0 and min(search.residuals) > 30 * torch.finfo(x.dtype).eps:
+        if not search.solved and left > 0:
             x[image] = newton_gmres(of_this_image, x[image], search, max_evaluations=left)
-        if not search.solved:
+        if not search.solved:  # nothing worse than the naive inversion is returned
+            x[image] = min(x[image], naive[image], key=search.goal.error)
             search.goal.error(x[image])
     return x, errors, [search.residuals for search in searches]
 

@@ -13,15 +13,17 @@ from .anderson import Search
 class NewtonSettings:
     """krylov: Krylov vectors a Newton step may use, one evaluation each.
     forcing: the linear system is solved to this fraction; products by differences are not worth more in float32.
-    decrease: of the fall in |g| that the linear model promises for a step, the part it must deliver. A step that delivers
-        less meets rounding, or a point without a solution near it, and evaluations will not change that.
-    halvings: how often a step that fails to deliver is halved before the iteration gives up.
+    noise: slopes of g over two short distances differ by g's rounding. Where that is more than `noise` of g itself, g
+        cannot be improved upon.
+    decrease, halvings: a step must bring |g| down by this fraction of what the linear model promises; one that does not
+        is halved so often before the iteration gives up.
     """
 
     krylov: int = 30
     forcing: float = 0.03
-    decrease: float = 0.5
-    halvings: int = 4
+    noise: float = 0.3
+    decrease: float = 0.1
+    halvings: int = 6
 
 
 def newton_gmres(
@@ -48,15 +50,23 @@ def newton_gmres(
     def moved(direction: Tensor, length: float) -> Tensor:
         return x + (length * direction).to(x).view_as(x)
 
+    def slope(v: Tensor, spread: float) -> Tensor:
+        return (evaluate(moved(v, spread))[0] - g) / spread
+
     g, residual = evaluate(x)
     while not search.goal.met(x, residual):
-        spread = torch.finfo(x.dtype).eps ** 0.5 * x.norm().item()  # balances truncation and rounding of the difference
-
-        def product(v: Tensor, g: Tensor = g, spread: float = spread) -> Tensor:
-            return (evaluate(moved(v, spread))[0] - g) / spread
+        if last - len(search.residuals) < 4:
+            return x
+        # Balances the difference's truncation and its rounding. g is of x's units, and not 0 where x is.
+        spread = torch.finfo(x.dtype).eps ** 0.5 * max(x.norm().item(), g.norm().item())
+        unit = g / g.norm()
+        short = spread / 10  # a tenth, for the rounding does not shrink with it and the curvature does
+        rounding = short * (slope(unit, 2 * short) - slope(unit, short)).norm()
+        if rounding > settings.noise * g.norm():
+            return x
 
         vectors = min(settings.krylov, last - len(search.residuals) - 1)
-        direction = -gmres(product, g, vectors, settings.forcing)
+        direction = -gmres(lambda v, spread=spread: slope(v, spread), g, vectors, settings.forcing)
         for length in (0.5**halving for halving in range(settings.halvings + 1)):
             if len(search.residuals) >= last:
                 return x

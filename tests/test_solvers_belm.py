@@ -1,0 +1,71 @@
+"""O-BELM: exact as a pair, second order, and no inverse at all when one of the two states is dropped."""
+
+import pytest
+import torch
+from analytic_models import anisotropic_gaussian, mixture, sd_schedule
+
+from solvers import belm_denoise, belm_image_pair, belm_invert, belm_start, discrete, log_snr, time_uniform
+
+SCHEDULE = sd_schedule()
+GRID = time_uniform(SCHEDULE, 20)
+DATA = mixture()
+X0_FN = DATA.x0_fn(GRID)
+
+
+def relative(difference, reference):
+    return (difference.norm(dim=1) / reference.norm(dim=1)).max().item()
+
+
+# A pair comes back to a few hundred roundings: on the way up the rule divides by (p/q)², some 600 over the grid.
+@pytest.mark.parametrize("dtype, bar", [(torch.float64, 1e-12), (torch.float32, 1e-4)])
+@pytest.mark.parametrize("start", [2, 6, 20])
+def test_a_pair_goes_up_and_down_exactly(start, dtype, bar):
+    x0 = DATA.sample(8, seed=1).to(dtype)
+    image_pair = belm_image_pair(x0, GRID, X0_FN)
+    back = belm_denoise(belm_invert(image_pair, GRID, X0_FN, start=start), GRID, X0_FN, start=start)
+    assert relative(back[0] - x0, x0) < bar and relative(back[1] - image_pair[1], image_pair[1]) < bar
+    assert back[0].dtype == dtype
+
+    noise = torch.randn(8, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).to(dtype)
+    began = belm_start(noise, GRID, X0_FN, start=start)
+    again = belm_invert(belm_denoise(began, GRID, X0_FN, start=start), GRID, X0_FN, start=start)
+    assert relative(again[0] - began[0], began[0]) < bar and relative(again[1] - began[1], began[1]) < bar
+
+
+def test_one_state_alone_is_not_inverted():
+    x0 = DATA.sample(8, seed=1)
+    _, upper = belm_invert(belm_image_pair(x0, GRID, X0_FN), GRID, X0_FN)
+    back, _ = belm_denoise(belm_start(upper, GRID, X0_FN), GRID, X0_FN)
+    assert relative(back - x0, x0) > 1e-2  # the other state of the pair was the information
+
+
+def test_order_two_on_data_with_a_known_solution():
+    data, errors = anisotropic_gaussian(), []
+    noise = torch.randn(16, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for steps in (40, 80, 160, 320):
+        grid = log_snr(SCHEDULE, steps)
+        x0_fn = data.x0_fn(grid)
+        exact = data.solution(noise, grid, steps, 0)
+        # Started with the exact partner, so that the first-order step of belm_start is not what is measured.
+        pair = (data.solution(noise, grid, steps, steps - 1), noise)
+        errors.append(relative(belm_denoise(pair, grid, x0_fn)[0] - exact, exact))
+    orders = (torch.tensor(errors[:-1]) / torch.tensor(errors[1:])).log2()
+    assert (orders[-2:] - 2).abs().max() < 0.2, orders
+
+
+def test_every_evaluation_is_one_step():
+    calls = []
+    belm_denoise(belm_start(DATA.sample(1, 0), GRID, X0_FN), GRID, lambda x, i: calls.append(i) or X0_FN(x, i))
+    assert calls == list(range(19, 0, -1))
+
+
+def test_bad_arguments_are_named():
+    x = DATA.sample(2, seed=0)
+    with pytest.raises(ValueError, match=r"start must be 2\.\.20, got 1"):
+        belm_start(x, GRID, X0_FN, start=1)
+    with pytest.raises(ValueError, match="two states of a pair must agree"):
+        belm_denoise((x, x.float()), GRID, X0_FN)
+    with pytest.raises(ValueError, match="start must be an index"):
+        belm_invert((x, x), GRID, X0_FN, start=21)
+    with pytest.raises(ValueError, match=r"ends at sigma\[0\] = 0"):
+        belm_image_pair(x, discrete(SCHEDULE, 20), X0_FN)

@@ -1,0 +1,139 @@
+"""The parts of the joint method: its equations, its Jacobian, Anderson mixing and Newton-GMRES."""
+
+import pytest
+import torch
+from analytic_models import Gaussian, mixture, sd_schedule
+
+from solvers import denoise, dpm_solver_pp_2m, invert, time_uniform
+from solvers.anderson import AndersonMixing, Goal, Search, anderson_solve
+from solvers.joint import TrajectoryEquations
+from solvers.newton import gmres, newton_gmres
+
+GRID = time_uniform(sd_schedule(), 20)
+TABLES = [dpm_solver_pp_2m(GRID), dpm_solver_pp_2m(GRID, lower_order_final=True)]
+UNIT = Gaussian(torch.zeros(4, dtype=torch.float64), torch.ones(4, dtype=torch.float64))
+
+
+def sweep(x0_fn, x):
+    start = x.shape[1]
+    return x0_fn(x.flatten(0, 1), torch.arange(1, start + 1).repeat(len(x))).view_as(x)
+
+
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("start", [1, 2, 6, 20])
+def test_a_sampled_trajectory_solves_the_equations_and_no_other_does(table, start):
+    data = mixture()
+    x0_fn, states = data.x0_fn(GRID), []
+    denoise(data.sample(3, seed=0), GRID, table, x0_fn, start=start, edit=lambda i, x: states.append(x) or x)
+    x0, x = states[-1], torch.stack(states[-2::-1], 1)
+    equations = TrajectoryEquations.of_run(GRID, table, start)
+    # The sampler's own arithmetic in another order: some roundings of terms up to 3.4 times the state.
+    assert equations.relative(x0, x, equations.residual(x0, x, sweep(x0_fn, x))).max() < 1e-14
+    for i in range(start):
+        moved = x.clone()
+        moved[:, i] *= 1.001
+        assert equations.relative(x0, moved, equations.residual(x0, moved, sweep(x0_fn, moved))).min() > 1e-6
+
+
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("start", [1, 2, 6, 20])
+def test_jacobian_is_that_of_unit_gaussian_data(table, start):
+    x0_fn = UNIT.x0_fn(GRID)
+    equations = TrajectoryEquations.of_run(GRID, table, start)
+    x0 = torch.ones(1, 4, dtype=torch.float64)
+
+    def residual(x):
+        x = x.view(1, start, 1).expand(1, start, 4)
+        return equations.residual(x0, x, sweep(x0_fn, x))[0, :, 0]
+
+    derivative = torch.autograd.functional.jacobian(residual, torch.randn(start, dtype=torch.float64))
+    torch.testing.assert_close(equations.jacobian, derivative, rtol=1e-13, atol=1e-13)  # a few roundings
+
+
+def test_unit_gaussian_data_take_one_newton_step():
+    report = invert(UNIT.sample(3, seed=1), GRID, TABLES[0], UNIT.x0_fn(GRID), tol=1e-12).report
+    assert report.sweeps.tolist() == [2, 2, 2]  # the second one sees that the first was enough
+
+
+def linear(dim, spread, seed=0):
+    """g(x) = A x - b with eigenvalues of A in [1 - spread, 1 + spread], and its solution."""
+    generator = torch.Generator().manual_seed(seed)
+    q, _ = torch.linalg.qr(torch.randn(dim, dim, dtype=torch.float64, generator=generator))
+    matrix = q @ torch.diag(torch.linspace(1 - spread, 1 + spread, dim, dtype=torch.float64)) @ q.T
+    solution = torch.randn(dim, dtype=torch.float64, generator=generator)
+    return matrix, matrix @ solution, solution
+
+
+def test_anderson_solves_a_linear_system_in_its_dimension_where_the_plain_iteration_diverges():
+    matrix, rhs, solution = linear(dim=8, spread=1.5)
+    x, mixing = torch.zeros_like(rhs), AndersonMixing(depth=8)
+    for _ in range(10):  # GMRES in disguise (Walker and Ni): dimension + 1 iterates, and one for rounding
+        x = mixing.step(x, matrix @ x - rhs)
+    # The condition number of the secants is some 1e3 here.
+    torch.testing.assert_close(x, solution, rtol=0, atol=1e-9)
+
+
+def test_gmres_solves_to_its_tolerance_and_stops():
+    matrix, rhs, solution = linear(dim=30, spread=0.5)
+    products = []
+    y = gmres(lambda v: products.append(v) or matrix @ v, rhs, max_vectors=30, tol=1e-10)
+    assert (matrix @ y - rhs).norm() < 1e-10 * rhs.norm()
+    assert len(products) < 25  # a condition number of 3: a factor of 3.7 an iteration
+    torch.testing.assert_close(y, solution, rtol=0, atol=1e-9)
+
+
+def test_newton_solves_what_anderson_does_not():
+    """x³ + A x = b, whose plain step is a bad guide: the mixture stalls, Newton ends in a few steps."""
+    matrix, rhs, _ = linear(dim=40, spread=0.999)
+    scale = torch.linspace(1, 30, 40, dtype=torch.float64)
+
+    def g(x):
+        return scale * (x**3 + matrix @ x - 10 * rhs)
+
+    def batched(x, images):
+        return torch.stack([g(row) for row in x]), torch.stack([g(row).norm() for row in x])
+
+    x, (search,) = anderson_solve(batched, torch.zeros(1, 40).double(), [Goal(1e-9)], max_iterations=100)
+    assert not search.solved
+    found = newton_gmres(lambda x: (g(x), g(x).norm().item()), x[0], search, max_evaluations=600)
+    assert search.solved and g(found).norm() <= 1e-9
+
+
+def test_evaluations_of_newton_are_bounded_and_counted():
+    matrix, rhs, _ = linear(dim=40, spread=0.999)
+    calls = []
+
+    def equation(x):
+        calls.append(x)
+        g = x**3 + matrix @ x - 10 * rhs
+        return g, g.norm().item()
+
+    for allowed in (1, 2, 7, 40):
+        calls.clear()
+        search = Search(Goal(1e-14), AndersonMixing(5))
+        newton_gmres(equation, torch.zeros(40).double(), search, max_evaluations=allowed)
+        assert len(calls) == len(search.residuals) <= allowed
+        assert not search.solved
+
+
+def test_images_of_one_batch_do_not_see_each_other_and_leave_when_done():
+    _, _, solution = linear(dim=6, spread=0.5)
+    sizes = []
+
+    def equation(x, images):
+        sizes.append(images.tolist())
+        g = (x - torch.stack([solution, solution])[images]) * (1 + images[:, None])  # image 0 is solved by one step
+        return g, g.norm(dim=1)
+
+    anderson_solve(equation, torch.zeros(2, 6).double(), [Goal(1e-9)] * 2, max_iterations=20)
+    assert sizes[:2] == [[0, 1], [0, 1]] and sizes[2:] == [[1]] * len(sizes[2:])
+
+
+def test_a_goal_with_an_error_shrinks_its_bound_until_the_error_is_met():
+    asked = []
+    goal = Goal(tol=1e-3, error=lambda x: asked.append(x) or 10 * x)  # the error is ten times the residual
+    assert not goal.met(x=1e-2, residual=1e-2) and asked == []  # not worth asking
+    assert not goal.met(x=1e-3, residual=1e-3) and asked == [1e-3]
+    assert goal.bound == pytest.approx(1e-4)
+    assert not goal.met(x=5e-4, residual=5e-4) and asked == [1e-3]
+    assert goal.met(x=9e-5, residual=9e-5)

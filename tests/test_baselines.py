@@ -1,0 +1,206 @@
+"""The baselines on a model that is known to the last digit: their equations by hand, their noise, their bookkeeping."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from fake_model import FakeModel
+from test_compose import run, sample, scan
+
+from composition.baselines import METHODS, blended_latent_diffusion, copy_paste, published, sdedit
+from composition.blending import compose_states
+from composition.compose import Sample
+from composition.inversions import invert_latents, sampler
+from composition.placement import from_canvas, place, to_canvas, to_latent_mask
+from composition.settings import Settings
+
+SETTINGS = Settings(tolerance=1e-3)
+ON_DOUBLE = {name: method for name, method in METHODS.items() if name != "tf-icon"}  # it hooks a network's attention
+NOISY = {"blended": blended_latent_diffusion, "sdedit": sdedit}
+
+
+def latents(model, one: Sample):
+    """Background, placed object and pasted image as latents (3, C, h, w), M_obj and M_user, of a 128-pixel sample."""
+    placement = place(one.background, one.obj, one.object_mask, one.user_mask)
+    pasted = np.where(placement.object_mask[..., None], placement.image, one.background.values())
+    images = [to_canvas(values, (128, 128)) for values in (one.background.values(), placement.image, pasted)]
+    grids = [to_latent_mask(mask, (16, 16)) for mask in (placement.object_mask, placement.user_mask)]
+    return model.encode(torch.stack(images)), *grids
+
+
+def rendered(model, one: Sample, latent: torch.Tensor) -> np.ndarray:
+    return one.background.render(from_canvas(model.decode(latent[None])[0], (128, 128)), grayscale=True)
+
+
+def data(model, grid, x, i, context):
+    """x0 of one state (C, h, w) under one context (1, 77, 1)."""
+    noise = model.unet(x[None], grid.t[i : i + 1], context)[0]
+    return (x - grid.sigma[i].float() * noise) / grid.alpha[i].float()
+
+
+def guided_data(model, grid, x, i, prompt, scale):
+    text, null = (data(model, grid, x, i, model.embed([words])) for words in (prompt, ""))
+    return null + scale * (text - null)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_copy_paste_is_the_placed_pixels_inside_and_the_backgrounds_outside(dtype):
+    model, one = FakeModel(), replace(sample(), background=scan(120, 160, 0, dtype))
+    result = run_one(copy_paste, model, one)
+    assert result.image.dtype == dtype and result.mask.any() and not result.mask[~one.user_mask].any()
+    assert np.array_equal(result.image[~result.mask], one.background.pixels[~result.mask])
+    assert np.array_equal(result.image[result.mask], result.placed[result.mask])
+    assert model.rows == 0 and result.nfe == {"inversion": 0, "composition": 0}
+
+
+def run_one(method, model, one, settings=SETTINGS, **keywords):
+    return method(model, [one], settings, **keywords)[0]
+
+
+def test_all_methods_place_alike_and_count_what_the_network_ran():
+    samples = [sample(seed=0), sample(160, 120, seed=5)]
+    expected = run(FakeModel(), samples[0], SETTINGS)
+    for name, method in ON_DOUBLE.items():
+        model = FakeModel()
+        together = method(model, samples, SETTINGS)
+        assert model.rows == sum(sum(one.nfe.values()) for one in together), name
+        assert np.array_equal(together[0].mask, expected.mask) and together[0].canvas == expected.canvas
+        assert np.array_equal(together[0].placed, expected.placed) and together[0].clipped == expected.clipped
+        assert [one.image.shape for one in together] == [(120, 160), (160, 120)]
+
+
+@pytest.mark.parametrize(
+    ("name", "scale", "inversion", "composition"),
+    [
+        ("blended", 2.5, 0, 15 * 2),  # a quarter of the 20 steps is skipped; guidance takes two rows
+        ("blended", 1.0, 0, 15),
+        ("sdedit", 2.5, 0, 10 * 2),  # half of the steps
+        ("published", 2.5, 4 * 20, 2 * 20 + 6 * 2),  # two scans up and their measured round trip; both again; T' = 6
+        ("published", 1.0, 4 * 20, 2 * 20 + 6),
+    ],
+)
+def test_evaluations_by_stage(name, scale, inversion, composition):
+    result = run_one(METHODS[name], FakeModel(), sample(), replace(SETTINGS, guidance_scale=scale))
+    assert result.nfe == {"inversion": inversion, "composition": composition}
+
+
+@pytest.mark.parametrize("name", NOISY)
+def test_a_seed_is_its_noise_whatever_the_company(name):
+    method, one, model = NOISY[name], sample(), FakeModel()
+    first = run_one(method, model, one, seed=7).image
+    assert np.array_equal(run_one(method, model, one, seed=7).image, first)
+    assert not np.array_equal(run_one(method, model, one, seed=8).image, first)
+    together = method(model, [sample(seed=3), one, sample(160, 120, seed=5)], SETTINGS, seed=7)[1].image
+    assert np.abs(together.astype(int) - first).max() <= 1  # a batch of another size rounds otherwise
+    state = torch.random.get_rng_state()
+    run_one(method, model, one)
+    assert torch.equal(torch.random.get_rng_state(), state)  # the caller's own random numbers are left alone
+
+
+def test_sdedit_written_out():
+    model, one = FakeModel(pull=0.2), sample(128, 128)
+    grid, table = sampler(model, SETTINGS)
+    (_, _, pasted), _, _ = latents(model, one)
+    z = torch.randn(4, 16, 16, generator=torch.Generator().manual_seed(3))
+    x, older = grid.alpha[8].float() * pasted + grid.sigma[8].float() * z, None
+    for i in range(8, 0, -1):
+        x0 = guided_data(model, grid, x, i, one.prompt, 2.5)
+        a, b, c = table.row(i, first=older is None)
+        x, older = a * x + b * x0 + (0 if older is None else c * older), x0
+    image = run_one(sdedit, model, one, strength=0.4, seed=3).image
+    assert np.abs(image.astype(int) - rendered(model, one, x)).max() <= 1  # rounding to 8 bits may fall either way
+
+
+def test_sdedit_strays_further_the_stronger_it_is():
+    model, one = FakeModel(), sample()
+    pasted = run_one(copy_paste, model, one).image.astype(float)
+    errors = [np.abs(run_one(sdedit, model, one, strength=share).image - pasted).mean() for share in (0.05, 0.5, 1)]
+    assert errors == sorted(errors)
+
+
+def test_blended_shows_the_network_a_freshly_noised_background_and_ends_in_the_clean_one():
+    class Watched(FakeModel):
+        seen = []  # noqa: RUF012
+
+        def unet(self, x, t, context):
+            self.seen.append((t[0].item(), x[0]))
+            return super().unet(x, t, context)
+
+    model, one = Watched(pull=0.5), sample(128, 128)
+    grid, _ = sampler(model, SETTINGS)
+    (background, _, _), _, m_user = latents(model, one)
+    outside = (m_user == 0).expand(4, -1, -1)
+    image = run_one(blended_latent_diffusion, model, one).image
+    drawn = []
+    for i, (t, x) in zip(range(15, 0, -1), model.seen, strict=True):
+        assert t == grid.t[i].item()
+        z = ((x - grid.alpha[i].float() * background) / grid.sigma[i].float())[outside]
+        # About 800 normal numbers: five standard errors of their mean and of their deviation.
+        assert abs(z.mean()) < 0.18 and abs(z.std() - 1) < 0.13
+        drawn.append(z)
+    assert torch.corrcoef(torch.stack(drawn)).fill_diagonal_(0).abs().max() < 0.25  # fresh: seven standard errors
+    clean, cells = rendered(model, one, background), outside[0].repeat_interleave(8, 0).repeat_interleave(8, 1).numpy()
+    assert np.array_equal(image[cells], clean[cells]) and (image[~cells] != clean[~cells]).any()
+
+
+def test_blended_does_not_look_at_the_object():
+    model, one = FakeModel(), sample()
+    other = replace(one, obj=scan(90, 90, 11))
+    assert np.array_equal(*(run_one(blended_latent_diffusion, model, which).image for which in (one, other)))
+
+
+def test_the_method_as_published_written_out():
+    model, one = FakeModel(pull=0.2), sample(128, 128)
+    grid, table = sampler(model, SETTINGS)
+    encoded, m_obj, m_user = latents(model, one)
+    naive = Settings(inversion="naive", start=20, history="restart")
+    exceptional = model.text_encoder.embed(7788)[None]
+    again = []  # states x[20..0] of background and object
+    for trajectory in invert_latents(model, encoded[:2], 7788, naive):
+        x, older = trajectory.states[20], None
+        states = [x]
+        for i in range(20, 0, -1):
+            x0 = data(model, grid, x, i, exceptional)
+            a, b, c = table.row(i, first=older is None)
+            x, older = a * x + b * x0 + (0 if older is None else c * older), x0
+            states.append(x)
+        again.append(states[::-1])
+    bg, obj = again
+    x, older = compose_states(obj[6], bg[6], m_obj), None
+    for i in range(6, 0, -1):
+        if i >= 3:
+            x = x * m_user + bg[i] * (1 - m_user)
+        x0 = guided_data(model, grid, x, i, one.prompt, 2.5)
+        a, b, c = table.row(i, first=older is None)
+        x, older = a * x + b * x0 + (0 if older is None else c * older), x0
+    expected, image = rendered(model, one, x), run_one(published, model, one).image
+    assert np.abs(image.astype(int) - expected).max() <= 1  # rounding to 8 bits may fall either way
+    assert np.abs(run(model, one, SETTINGS).image.astype(int) - expected).max() > 1  # and it is not our default
+
+
+def test_published_reuses_a_kept_inversion_whatever_the_settings_of_the_composition():
+    model, kept, one = FakeModel(), {}, sample()
+    first = run_one(published, model, one, inversions=kept)
+    again = run_one(published, model, one, replace(SETTINGS, start=12), inversions=kept)
+    assert len(kept) == 1 and first.nfe["inversion"] == 80 and again.nfe["inversion"] == 40
+    assert again.inversion["background"]["reused"] and again.inversion["object"]["method"] == "naive"
+
+
+def test_pixels_are_preserved_where_that_is_asked():
+    one = sample()
+    for name, method in ON_DOUBLE.items():
+        image = run_one(method, FakeModel(), one, replace(SETTINGS, preserve="pixels")).image
+        assert np.array_equal(image[~one.user_mask], one.background.pixels[~one.user_mask]), name
+        assert (image != one.background.pixels).any()
+
+
+def test_shares_out_of_range_are_refused_before_the_network_runs():
+    model = FakeModel()
+    for method, keywords in [
+        (sdedit, {"strength": 0.0}), (sdedit, {"strength": 1.1}), (sdedit, {"strength": 0.02}),
+        (blended_latent_diffusion, {"skipped": 1.0}), (blended_latent_diffusion, {"skipped": -0.1}),
+    ]:  # fmt: skip
+        with pytest.raises(ValueError, match=next(iter(keywords))):
+            run_one(method, model, sample(), **keywords)
+    assert model.rows == 0

@@ -1,0 +1,62 @@
+"""Inversion of guided runs (Eq. 6 with s > 1): where it is exact, what it costs, and that it says where it stops.
+
+Guidance stretches the difference of two predictions s times, and the map from noise to image with it. An image that
+fits the condition is inverted at almost the price of s = 1; one that does not may have no preimage at all.
+"""
+
+import pytest
+import torch
+from analytic_models import Mixture, mixture, sd_schedule
+
+from solvers import InversionError, denoise, dpm_solver_pp_2m, guided, invert, time_uniform
+
+GRID = time_uniform(sd_schedule(), 20)
+DATA = mixture()
+CONDITION = Mixture(DATA.means[:4], DATA.variance)
+
+
+def guided_prediction(scale):
+    text, null = CONDITION.x0_fn(GRID), DATA.x0_fn(GRID)
+
+    def x0_fn(x, i):
+        return guided(text(x, i), null(x, i), scale)
+
+    x0_fn.rows_per_state = 2
+    return x0_fn
+
+
+def worst_round_trip(inversion, table, x0_fn):
+    x0, start = inversion.states[0], len(inversion.states) - 1
+    back = denoise(inversion.states[-1], GRID, table, x0_fn, start=start)
+    return ((back - x0).norm(dim=1) / x0.norm(dim=1)).max()
+
+
+@pytest.mark.parametrize("lower_order_final", [False, True])
+@pytest.mark.parametrize("start, scale", [(6, 1.5), (6, 2.5), (6, 5.0), (20, 2.5)])
+def test_images_that_fit_the_condition_are_inverted(start, scale, lower_order_final):
+    table, x0_fn = dpm_solver_pp_2m(GRID, lower_order_final), guided_prediction(scale)
+    noise = torch.randn(8, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    for x0 in (CONDITION.sample(8, seed=1), denoise(noise, GRID, table, x0_fn)):
+        inversion = invert(x0, GRID, table, x0_fn, start=start, tol=1e-10)
+        assert worst_round_trip(inversion, table, x0_fn) <= 1e-10
+        naive = invert(x0, GRID, table, x0_fn, start=start, method="naive")
+        assert worst_round_trip(naive, table, x0_fn) > 5e-3  # seen: 9e-3 to 1.3e-1
+
+
+def test_newton_gmres_goes_on_where_mixing_stalls():
+    """From the noise end at s = 5, most images are mixed to the end and one takes Newton-GMRES."""
+    table, x0_fn = dpm_solver_pp_2m(GRID), guided_prediction(5.0)
+    x0 = CONDITION.sample(8, seed=1)
+    report = invert(x0, GRID, table, x0_fn, tol=1e-6).report
+    assert report.converged.all()
+    assert report.sweeps.min() < 15 < 60 < report.sweeps.max()  # seen: 9 to 117
+    assert (report.nfe % 40 == 0).all()  # whole sweeps and round trips, both rows of every state
+
+
+def test_images_that_do_not_fit_the_condition_fail_loudly():
+    x0 = DATA.sample(16, seed=1)  # some belong to the other four components
+    with pytest.raises(InversionError, match=r"[1-9]\d? of 16 images") as caught:
+        invert(x0, GRID, dpm_solver_pp_2m(GRID), guided_prediction(5.0), start=6, tol=1e-6, max_sweeps=80)
+    report = caught.value.report
+    assert 0 < int(report.converged.sum()) < 16
+    assert (report.residual[report.converged] <= 1e-6).all() and (report.residual[~report.converged] > 1e-6).all()

@@ -1,0 +1,303 @@
+"""TF-ICON's pieces against its equations and its public code's numbers, and the whole against what it must hold."""
+
+import json
+import weakref
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from fake_model import FakeModel
+from small_models import small_unet
+from test_baselines import latents, rendered
+from test_compose import box, sample, scan
+
+from composition.baselines import tf_icon, tficon, tficon_attention
+from composition.baselines.tficon import compose_noise, window
+from composition.baselines.tficon_attention import BACKGROUND, CROSS, OBJECT, TEXT, Injection, composite_logits, tokens
+from composition.inversions import invert_latents, sampler
+from composition.settings import Settings
+from sd21 import Site, default_kernel
+
+REFERENCE = json.loads((Path(__file__).parent / "reference" / "tficon.json").read_text())
+SETTINGS = Settings(steps=5, start=1)
+SELF = Site("attn1", "self", "down", 0, 6, 6)
+
+
+class SmallNetwork(FakeModel):
+    """The double with a real, random UNet, whose attention can be hooked. calls: the rows of every call."""
+
+    def __init__(self):
+        super().__init__()
+        self.unet, self.calls, self.text_encoder = small_unet(), [], Words()
+        self.unet.register_forward_pre_hook(lambda module, inputs: self.calls.append(len(inputs[0])))
+
+    def decode(self, latent):
+        return super().decode(latent / 40)  # five steps of a random network lead that far
+
+
+class Words:
+    """Random contexts (77, 48), one for each token."""
+
+    config = SimpleNamespace(vocab_size=49408)
+
+    def embed(self, token):
+        return torch.randn(77, 48, generator=torch.Generator().manual_seed(token))
+
+    def __call__(self, ids, position_embedding=True):
+        return self.embed(int(ids[0, 0]))[None, :1].expand(-1, 77, -1)
+
+
+def run_one(model, one, settings=SETTINGS, **keywords):
+    return tf_icon(model, [one], settings, **keywords)[0]
+
+
+def box_mask(side, top, bottom, left, right):
+    return torch.from_numpy(box((side, side), left, top, right - left, bottom - top)).float()[None]
+
+
+def reference_rows(streams):
+    """q, k, v (len(streams), heads, tokens, d), float64, of the reference's streams."""
+    attention = REFERENCE["attention"]
+    x = torch.tensor([attention["streams"][name] for name in streams], dtype=torch.float64)
+    weights = (torch.tensor(attention["weights"][name], dtype=torch.float64) for name in "qkv")
+    return [(x @ weight.T).unflatten(-1, (attention["heads"], -1)).transpose(1, 2) for weight in weights]
+
+
+@pytest.mark.parametrize("with_object", [True, False])
+def test_the_injected_attention_against_the_public_codes_numbers(with_object):
+    """Its pseudo cross-attention asks with the object's features (a bug that ours does not have), so here CROSS holds
+    the object; without an object it is the background's injection alone."""
+    attention = REFERENCE["attention"]
+    m_obj, m_user = torch.tensor(attention["m_obj"]).double()[None], box_mask(6, *attention["box"])
+    q, k, v = reference_rows(["background", "object", "object", "composite", "composite"])
+    out = Injection((m_obj * with_object)[None], m_user[None])(SELF, q, k, v).transpose(1, 2).flatten(2)
+    names = ["background", "object", "cross", "text", "null"] if with_object else ["background", "object"]
+    expected = {name: attention["out"][name] for name in names}
+    if not with_object:
+        expected["text, background alone"] = attention["out"]["text, background alone"]
+    rows = {"background": 0, "object": 1, "cross": 2, "text": 3, "null": 4, "text, background alone": 3}
+    for name, numbers in expected.items():
+        # The reference is rounded to nine decimals.
+        torch.testing.assert_close(out[rows[name]], torch.tensor(numbers, dtype=torch.float64), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("grid", REFERENCE["blocks"]["grids"], ids=lambda grid: f"{grid['side']}x{grid['side']}")
+def test_the_index_sets_of_coarser_grids_against_the_public_codes(grid):
+    blocks, side = REFERENCE["blocks"], grid["side"]
+    m_obj = torch.zeros(1, 64, 64)
+    for row, span in enumerate(blocks["m_obj_columns_by_row"]):
+        m_obj[0, row, slice(*span) if span else slice(0)] = 1
+    where = tokens(m_obj, box_mask(64, *blocks["box"]), side, side)
+    assert where.obj.tolist() == grid["object"] and where.outside.tolist() == grid["outside"]
+
+
+def test_index_sets_keep_the_object_inside_the_user_mask_on_odd_grids():
+    m_obj, m_user = box_mask(20, 5, 9, 3, 8)[:, :14, :18], box_mask(20, 3, 11, 2, 13)[:, :14, :18]
+    for height, width in [(14, 18), (7, 9), (4, 5), (2, 3)]:
+        where = tokens(m_obj, m_user, height, width)
+        assert not set(where.obj.tolist()) & set(where.outside.tolist())
+        assert len(where.outside) > 0
+    assert tokens(m_obj, m_user, 14, 18).obj.tolist() == [18 * y + x for y in range(5, 9) for x in range(3, 8)]
+
+
+@pytest.mark.parametrize("one", REFERENCE["windows"], ids=lambda one: f"{one['steps']}-{one['tau_a']}-{one['tau_b']}")
+def test_the_windows_against_the_public_codes(one):
+    assert list(window(one["tau_a"], one["steps"])) == one["injected"]
+    # Its code never rectifies x[T], which Eq. 7 made of the background's, nor x[T - 1].
+    assert list(window(one["tau_b"], one["steps"]))[2:] == one["rectified"]
+
+
+def test_windows_of_nothing_and_of_all():
+    assert list(window(0, 20)) == [] and list(window(1, 20)) == list(range(20, 1, -1))
+
+
+def test_eq_7_by_hand():
+    x_obj, x_bg, z = (torch.tensor([[[values]]]) for values in ([1.0, 2, 3], [10.0, 20, 30], [100.0, 200, 300]))
+    m_obj, m_user = torch.tensor([[[[0.0, 1, 0]]]]), torch.tensor([[[[1.0, 1, 0]]]])
+    assert compose_noise(x_obj, x_bg, z, m_obj, m_user).tolist() == [[[[100.0, 2.0, 30.0]]]]
+
+
+def random_rows(streams=5, heads=2, n=36, d=4):
+    return torch.randn(3, streams, heads, n, d, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def test_a_stream_injected_into_itself_changes_nothing():
+    """Any q and k for the background's part. The object's rows take the pseudo cross-attention's transpose, so there
+    the same holds for symmetric logits, q = k."""
+    nothing, m_obj, m_user = torch.zeros(1, 1, 6, 6), box_mask(6, 2, 4, 2, 5)[None], box_mask(6, 1, 5, 1, 5)[None]
+    q, k, v = (x[:1].expand(5, -1, -1, -1) for x in random_rows())
+    for where, keys in [(nothing, k), (m_obj, q)]:
+        out = Injection(where, m_user)(SELF, q, keys, v)
+        # Two ways to the same sums in float64.
+        torch.testing.assert_close(out[TEXT], default_kernel(q, keys, v)[TEXT], rtol=0, atol=1e-12)
+
+
+def test_every_entry_of_the_composite_comes_from_its_stream():
+    q, k, _ = random_rows(streams=4)
+    where = tokens(box_mask(6, 2, 4, 2, 5), box_mask(6, 1, 5, 1, 6), 6, 6)
+    composite = composite_logits(q, k, where)
+    own = [q[asks] @ k[answers].transpose(-1, -2) / 2 for asks, answers in
+           [(TEXT, TEXT), (BACKGROUND, BACKGROUND), (CROSS, OBJECT), (OBJECT, OBJECT)]]  # fmt: skip
+    obj, outside = set(where.obj.tolist()), set(where.outside.tolist())
+    for i in range(36):
+        for j in range(36):
+            if i in obj and j in obj:
+                expected = own[3][:, i, j]
+            elif j in obj:
+                expected = own[2][:, i, j]
+            elif i in obj:
+                expected = own[2][:, j, i]
+            else:
+                expected = own[1 if i in outside and j in outside else 0][:, i, j]
+            torch.testing.assert_close(composite[:, i, j], expected, rtol=0, atol=1e-12)
+
+
+def test_other_rows_and_other_layers_are_left_alone():
+    q, k, v = random_rows()
+    injection = Injection(box_mask(6, 2, 4, 2, 5)[None], box_mask(6, 1, 5, 1, 5)[None])
+    plain = default_kernel(q, k, v)
+    assert torch.equal(injection(replace(SELF, kind="cross"), q, k, v), plain)
+    out = injection(SELF, q, k, v)
+    changed = [not torch.equal(*rows) for rows in zip(out, plain, strict=True)]
+    assert changed == [False, False, True, True, False]
+    seen = tokens(box_mask(6, 2, 4, 2, 5), box_mask(6, 1, 5, 1, 5), 6, 6).obj
+    pseudo_cross = default_kernel(q[CROSS], k[OBJECT][:, seen], v[OBJECT][:, seen])
+    torch.testing.assert_close(out[CROSS], pseudo_cross, rtol=0, atol=1e-12)
+
+
+def test_a_samples_injection_does_not_depend_on_the_others():
+    q, k, v = random_rows(streams=10)  # five streams of two samples
+    m_obj = torch.stack([box_mask(6, 2, 4, 2, 5), box_mask(6, 3, 5, 1, 2)])
+    m_user = torch.stack([box_mask(6, 1, 5, 1, 5), box_mask(6, 2, 6, 0, 4)])
+    together = Injection(m_obj, m_user)(SELF, q, k, v)
+    for n in (0, 1):
+        alone = Injection(m_obj[n : n + 1], m_user[n : n + 1])(SELF, q[n::2], k[n::2], v[n::2])
+        torch.testing.assert_close(together[n::2], alone, rtol=0, atol=1e-12)
+
+
+def test_half_precision_logits_are_formed_in_float32():
+    """Logits of SD 2.1 exceed float16's 65504, and infinite ones make a row of the map nan."""
+    q, k, v = (400 * x.half() for x in random_rows(d=64))
+    out = Injection(box_mask(6, 2, 4, 2, 5)[None], box_mask(6, 1, 5, 1, 5)[None])(SELF, q, k, v / 400)
+    assert out.dtype == torch.float16 and torch.isfinite(out).all()
+
+
+def test_nothing_is_kept_from_one_layer_to_the_next(monkeypatch):
+    made, sites = [], []
+
+    def watched(q, k, where):
+        assert not [size for size, kept in made if kept() is not None], "an earlier layer's map is still there"
+        logits = composite_logits(q, k, where)
+        made.append((logits.numel(), weakref.ref(logits)))
+        sites.append(q.shape[2])
+        return logits
+
+    monkeypatch.setattr(tficon_attention, "composite_logits", watched)
+    model = SmallNetwork()
+    run_one(model, sample(128, 128))
+    layers = [name for name, _ in model.unet.named_modules() if name.endswith("attn1")]
+    assert len(sites) == len(layers) * len(window(0.4, 5)) and set(sites) == {16 * 16, 8 * 8, 4 * 4}
+
+
+def test_windows_of_0_are_the_plain_composition_of_eq_7():
+    model, one, settings = FakeModel(pull=0.2), sample(128, 128), Settings()
+    grid, table = sampler(model, settings)
+    encoded, m_obj, m_user = latents(model, one)
+    naive = Settings(inversion="naive", start=20, history="restart")
+    x_bg, x_obj = (trajectory.states[20] for trajectory in invert_latents(model, encoded[:2], 7788, naive))
+    z = torch.randn(4, 16, 16, generator=torch.Generator().manual_seed(5))
+    x, older = compose_noise(x_obj, x_bg, z, m_obj, m_user), None
+    for i in range(20, 0, -1):
+        text, null = (model.unet(x[None], grid.t[i : i + 1], model.embed([words]))[0] for words in (one.prompt, ""))
+        x0 = (x - grid.sigma[i].float() * (null + 2.5 * (text - null))) / grid.alpha[i].float()
+        a, b, c = table.row(i, first=older is None)
+        x, older = a * x + b * x0 + (0 if older is None else c * older), x0
+    result = run_one(model, one, settings, tau_a=0, tau_b=0, seed=5)
+    # Rounding to 8 bits may fall either way.
+    assert np.abs(result.image.astype(int) - rendered(model, one, x)).max() <= 1
+    assert result.nfe["composition"] == 2 * 20
+
+
+def test_in_the_window_of_tau_b_the_network_sees_the_backgrounds_state_outside_the_user_mask():
+    class Watched(FakeModel):
+        def unet(self, x, t, context):
+            seen.append(x)
+            return super().unet(x, t, context)
+
+    seen, model, one = [], Watched(pull=0.5), sample(128, 128)
+    _, _, m_user = latents(model, one)
+    outside = (m_user == 0).expand(4, -1, -1)
+    run_one(model, one, Settings(), tau_a=0, tau_b=0.5)
+    calls = dict(zip(range(20, 0, -1), seen[-20:], strict=True))
+    for i, x in calls.items():
+        assert len(x) == (3 if i > 12 else 2)  # states 20 to 12 are rectified: the background's prediction ends at 13
+        if i > 12:
+            background, text, null = x
+            assert torch.equal(text, null) and torch.equal(text[outside], background[outside])
+            assert not torch.equal(text[~outside], background[~outside])
+    kept = run_one(model, one, Settings(), tau_a=0, tau_b=1).image
+    assert not np.array_equal(kept, run_one(model, one, Settings(), tau_a=0, tau_b=0.5).image)
+
+
+def test_evaluations_by_stage_and_the_hook_taken_off():
+    model, samples = SmallNetwork(), [sample(128, 128), sample(128, 128, seed=4)]
+    x, t, context = torch.randn(1, 4, 16, 16), torch.tensor([500.0]), torch.randn(1, 77, 48)
+    before = model.unet(x, t, context)
+    model.calls.clear()
+    results = tf_icon(model, samples, SETTINGS, tau_a=0.6, tau_b=1)
+    # Injected at 5 and 4, five rows; states 5 to 2 rectified, so the background still runs at 3; then text and null.
+    assert [result.nfe for result in results] == [{"inversion": 4 * 5, "composition": 2 * 5 + 3 + 2 * 2}] * 2
+    assert sum(model.calls) == sum(sum(result.nfe.values()) for result in results)
+    assert model.calls[-5:] == [10, 10, 6, 4, 4]
+    assert model.unet.hook_slot.fn is None and torch.equal(model.unet(x, t, context), before)
+    model.calls.clear()
+    unguided = run_one(model, samples[0], replace(SETTINGS, guidance_scale=1.0), tau_a=0.6, tau_b=1)
+    assert model.calls[-5:] == [4, 4, 2, 1, 1] and unguided.nfe["composition"] == 12
+
+
+def test_the_hook_is_taken_off_after_an_error(monkeypatch):
+    def fail(q, k, where):
+        raise RuntimeError("no memory")
+
+    model = SmallNetwork()
+    monkeypatch.setattr(tficon_attention, "composite_logits", fail)
+    with pytest.raises(RuntimeError, match="no memory"):
+        run_one(model, sample(128, 128))
+    assert model.unet.hook_slot.fn is None
+
+
+def test_seeds_company_and_max_batch():
+    model, one = SmallNetwork(), sample(128, 128)
+    other = sample(128, 128, seed=4)
+    first = run_one(model, one, seed=7).image
+    assert np.array_equal(run_one(model, one, seed=7).image, first)
+    assert not np.array_equal(run_one(model, one, seed=8).image, first)
+    free = tf_icon(model, [other, one], SETTINGS, seed=7)
+    model.calls.clear()
+    bounded = tf_icon(model, [other, one], replace(SETTINGS, max_batch=6), seed=7)
+    assert max(model.calls) <= 6
+    for alone, result in zip(free, bounded, strict=True):
+        assert alone.nfe == result.nfe
+        # A batch of another size rounds otherwise.
+        assert np.abs(alone.image.astype(int) - result.image).max() <= 1
+    assert np.abs(free[1].image.astype(int) - first).max() <= 1
+
+
+def test_the_object_reaches_the_composite_through_the_injection(monkeypatch):
+    """Another object whose noise Eq. 7 does not use reaches the composite through the injection alone."""
+    monkeypatch.setattr(tficon, "compose_noise", lambda x_obj, x_bg, z, m_obj, m_user: x_bg)
+    model, one = SmallNetwork(), sample(128, 128)
+    other = replace(one, obj=scan(90, 90, 9))
+    for tau_a, alike in [(0, True), (0.6, False)]:
+        images = [run_one(model, which, tau_a=tau_a, tau_b=0).image for which in (one, other)]
+        assert np.array_equal(*images) == alike
+
+
+@pytest.mark.parametrize("name", ["tau_a", "tau_b"])
+def test_thresholds_out_of_range_are_refused(name):
+    for tau in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ValueError, match=name):
+            run_one(FakeModel(), sample(), **{name: tau})

@@ -16,6 +16,7 @@ depend on what else was made, and records hold no times. One run at a time may w
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -32,7 +33,7 @@ from .manifest import Row, read_manifest
 from .settings import Settings
 from .store import InversionStore
 
-FOREVER = timedelta(days=365)  # a rank that dies ends the others through torchrun, so nobody waits in vain
+FOREVER = timedelta(days=365)  # where a rank dies torchrun ends the others, so nobody waits in vain
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,9 @@ def _meeting_point() -> tuple[dist.Store, int, int]:
     """A key-value store with atomic counters that all ranks share, this rank, and how many there are."""
     if not dist.is_torchelastic_launched():
         return dist.HashStore(), 0, 1
-    return next(dist.rendezvous("env://", timeout=FOREVER))
+    store, rank, ranks = next(dist.rendezvous("env://", timeout=FOREVER))
+    # torchrun --max-restarts hands the restarted ranks the store of those that died, with their counts in it.
+    return dist.PrefixStore(os.environ["TORCHELASTIC_RESTART_COUNT"], store), rank, ranks
 
 
 def _attempt(row: Row, out: Path, model, inversions: InversionStore, store: dist.Store) -> str:

@@ -2,8 +2,9 @@
 
     python kill_at_every_moment.py FOLDER ARGUMENTS...      where ARGUMENTS are those of `batch` but for --out
 
-Each run is a fork, so that torch and the model are loaded once. After every kill the same command runs undisturbed. FOLDER/k has
-what came out for a kill before the k-th file; the last k is the run that finished before its kill. Prints their number.
+Each run is a fork, so that torch and the model are loaded once. After every kill the same command runs undisturbed.
+FOLDER/k has what came out for a kill before the k-th file; the last k is the run that finished before its kill. Prints
+the last k.
 """
 
 import os
@@ -20,21 +21,26 @@ def run(arguments: list[str], kill_before: int | None) -> int:
     """The wait status of a forked run that kills itself before its file number `kill_before` gets its name."""
     if (child := os.fork()) != 0:
         return os.waitpid(child, 0)[1]
-    placed, replace = 0, os.replace
-
-    def counting(source, target):
-        nonlocal placed
-        placed += 1
-        if placed == kill_before:
-            os.kill(os.getpid(), signal.SIGKILL)
-        replace(source, target)
-
-    files.os.replace = counting
+    die_before(kill_before)
     status = 70
     try:
         status = main(arguments)
     finally:
         os._exit(status)  # no clean-up of the parent's
+
+
+def die_before(number: int | None) -> None:
+    """From now on, this process kills itself before its file number `number` gets its name."""
+    placed, replace = 0, os.replace
+
+    def counting(source, target):
+        nonlocal placed
+        placed += 1
+        if placed == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(source, target)
+
+    files.os.replace = counting
 
 
 def kill_everywhere(folder: Path, arguments: list[str]) -> int:

@@ -29,9 +29,17 @@ def start(command: list, **keywords) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, *map(str, command)], env=environment, text=True, **keywords)
 
 
+def communicate(process: subprocess.Popen) -> tuple[str, str]:
+    try:
+        return process.communicate(timeout=900)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # torchrun takes its own processes along
+        raise
+
+
 def finish(process: subprocess.Popen) -> str:
-    """What it printed. The rows of these manifests end with a bad one, so that 1 is how a whole run ends."""
-    output, errors = process.communicate(timeout=600)
+    """What it printed. One row of the manifest is bad, so that 1 is how a whole run ends."""
+    output, errors = communicate(process)
     assert process.returncode == 1, errors
     return output
 
@@ -51,17 +59,15 @@ def batch(folder: Path) -> list:
 
 
 def test_the_files_of_an_undisturbed_run(work):
-    names = [f"{kind}/case{n}.{suffix}" for kind, suffix in KINDS for n in range(3)]
+    kinds = (("images", "png"), ("masks", "png"), ("records", "json"))
+    names = [f"{kind}/case{n}.{suffix}" for kind, suffix in kinds for n in range(3)]
     assert set(tree(work / "undisturbed")) == {*names, "metadata.jsonl", "errors.jsonl"}
-
-
-KINDS = (("images", "png"), ("masks", "png"), ("records", "json"))
 
 
 def test_a_kill_before_any_file_leads_to_the_same_files(work, tmp_path):
     script = Path(__file__).parent / "kill_at_every_moment.py"
     process = start([script, tmp_path, *batch(work)[1:]], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    output, errors = process.communicate(timeout=900)
+    output, errors = communicate(process)
     assert process.returncode == 0, errors
     moments = int(output)
     expected = tree(work / "undisturbed")
@@ -86,10 +92,18 @@ def test_a_kill_from_outside_and_the_same_command_again(work, tmp_path):
 def test_two_processes_do_every_row_once_and_give_the_same_files(work, tmp_path):
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--", "composition"]
     process = start([*torchrun, *batch(work), "--out", tmp_path / "out"], stdout=subprocess.PIPE)
-    output, _ = process.communicate(timeout=600)
+    output, _ = communicate(process)
     # One summary, of both: had they not met, each would have told of rows of its own.
     assert output.count("rows:") == 1 and output.startswith("4 rows: 3 written, 0 there already, 1 bad"), output
     assert tree(tmp_path / "out") == tree(work / "undisturbed")
+
+
+def test_processes_that_torchrun_restarts_begin_anew(work, tmp_path):
+    script = Path(__file__).parent / "die_once.py"
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1", "--"]
+    process = start([*torchrun, script, *batch(work), "--out", tmp_path / "out"], stderr=subprocess.PIPE)
+    _, errors = communicate(process)
+    assert "exitcode: -9" in errors and tree(tmp_path / "out") == tree(work / "undisturbed"), errors
 
 
 def run(folder: Path, rows: list, settings: Settings = QUICK, **keywords):

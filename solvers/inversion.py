@@ -93,6 +93,7 @@ def invert(
     """The states x[0..start] of the run of `table` from x[start], without history, that ends in x0.
 
     x0: (B, ...), float32 or float64; states and solve keep its dtype.
+    x0_fn: is asked for up to B * start rows at different i in one call, so a context behind it must be one row.
     start: 1..grid.steps, the noise end by default.
     method:
         "joint", exact: all states at once, `start` evaluations a sweep as one batch of B * start rows. See `joint`.

@@ -5,7 +5,7 @@ import torch
 from analytic_models import Gaussian, mixture, sd_schedule
 
 from solvers import denoise, dpm_solver_pp_2m, invert, time_uniform
-from solvers.anderson import AndersonMixing, Goal, Search, anderson_solve
+from solvers.anderson import AndersonMixing, AndersonSettings, Goal, Search, anderson_solve
 from solvers.joint import TrajectoryEquations
 from solvers.newton import gmres, newton_gmres
 
@@ -71,6 +71,17 @@ def test_anderson_solves_a_linear_system_in_its_dimension_where_the_plain_iterat
         x = mixing.step(x, matrix @ x - rhs)
     # The condition number of the secants is some 1e3 here.
     torch.testing.assert_close(x, solution, rtol=0, atol=1e-9)
+
+
+def test_a_residual_grown_threefold_restarts_from_the_best_iterate_with_half_the_step():
+    search, settings = Search(Goal(1e-9), AndersonMixing(5)), AndersonSettings()
+    best, step = torch.tensor([1.0, 2.0]).double(), torch.tensor([0.5, 0.25]).double()
+    search.advance(best, step, 1.0, settings)
+    search.advance(best - step, torch.tensor([-0.3, 0.1]).double(), 2.9, settings)
+    assert search.restarts == 0 and len(search.mixing.x) == 2
+    after = search.advance(best + 5, torch.tensor([7.0, 7.0]).double(), 3.1, settings)
+    assert search.restarts == 1 and len(search.mixing.x) == 1
+    torch.testing.assert_close(after, best - 0.5 * step, rtol=0, atol=0)
 
 
 def test_gmres_solves_to_its_tolerance_and_stops():

@@ -3,7 +3,7 @@
     python tests/benchmarks/inversion.py [--model small|mini|FOLDER] [--images 4] [--steps 20] [--starts 6,20]
 
 Errors are round trips through the unmodified sampler from x[start] alone, the worst image. Evaluations are per image,
-guided ones counted twice and the measured round trips included. Time is in multiples of the naive inversion's, same run.
+guided ones counted twice and the measured round trips included. Time is in multiples of the naive inversion's.
 "small" is the tests' random UNet; any other model is what `sd21.load` takes.
 """
 
@@ -91,10 +91,9 @@ def main():
         f"{options.model} UNet, {options.images} images, DPM-Solver++(2M) on time_uniform({options.steps}); torch "
         f"{torch.__version__}, {torch.get_num_threads()} threads, {platform.processor() or platform.machine()}\n"
     )
-    print(
-        "| latents | dtype | scale | start | last step | method | worst error | converged | evaluations (mean, max) | time |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    columns = ["latents", "dtype", "scale", "start", "last step", "method", "worst error", "converged"]
+    print("|", " | ".join([*columns, "evaluations (mean, max)", "time"]), "|")
+    print("|---" * 10 + "|")
     for dtype_name in options.dtypes.split(","):
         dtype = DTYPES[dtype_name]
         unet, schedule, prediction_type, context, null_context, shape = network_and_contexts(options.model, dtype)

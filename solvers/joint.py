@@ -69,9 +69,9 @@ def solve_joint(
 ) -> tuple[Tensor, Tensor, list[list[float]]]:
     """x[1..start] (B, start, ...), the round-trip errors (B,) and every image's residuals, one per sweep.
 
-    A residual does not bound the round trip, for a run passes an error in its states on, enlarged or reduced: measured,
-    the round-trip error is 0.1 to 10 times the largest relative R, and up to 60 times from the noise end through a random
-    network. An image whose R is below tol is therefore run down once, and counts as solved when it arrives.
+    A residual does not bound the round trip, for a run passes an error in its states on, enlarged or reduced. Measured,
+    the round-trip error is 0.1 to 10 times the largest relative R, and up to 60 times it from the noise end through a
+    random network. An image whose R is below tol is therefore run down once, and is solved when it arrives.
     """
     equations = TrajectoryEquations.of_run(run.grid, run.table, run.start)
     errors = torch.full((len(run.x0),), torch.nan, dtype=torch.float64)

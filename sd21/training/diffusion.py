@@ -103,5 +103,5 @@ def train_diffusion(scans: str | Path, out: Path, plan: Plan, device: torch.devi
         return {"held_out_loss": torch.cat(losses).mean().item()}
 
     torch.manual_seed(plan.seed)
-    model = Denoiser(len(vocabulary)).to(device)
+    model = Denoiser(len(vocabulary)).to(device, memory_format=torch.channels_last)
     return train(model, loss, validate, plan, out / "diffusion.pt")

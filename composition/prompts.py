@@ -12,18 +12,27 @@ import torch
 PROMPT_LENGTH = 77
 # TF-ICON's choice, in the vocabulary of SD's text towers.
 TOKEN, VOCABULARY = 7788, 49408
+# A CLIP vocabulary begins with the bytes, within a word and at its end, and ends with two special tokens.
+BYTES, SPECIAL = 512, 2
 
 
 def exceptional_token(vocabulary: int, token: int | None = None) -> int:
     """The id of the exceptional prompt's token: `token`, or for None 7788 where a vocabulary has that many ids.
 
-    A smaller one uses the id at the same relative place, 7788 / 49408 of the way: like 7788 an ordinary piece of a
-    word, neither a byte at the beginning of the table nor a special token at its end.
+    A smaller one uses the id at the same relative place among its pieces of words, which is what 7788 is.
 
-    Raises ValueError for a token that the vocabulary does not have.
+    Raises ValueError for a token that the vocabulary does not have, and where a vocabulary has no pieces to choose from.
     """
+    if token is None and vocabulary > TOKEN:
+        return TOKEN
     if token is None:
-        return TOKEN if vocabulary > TOKEN else vocabulary * TOKEN // VOCABULARY
+        pieces = vocabulary - BYTES - SPECIAL
+        if pieces < 1:
+            raise ValueError(
+                f"a vocabulary of {vocabulary} tokens has no pieces of words beside its {BYTES} bytes: choose the "
+                f"exceptional prompt's token yourself, exceptional_token=0..{vocabulary - 1}"
+            )
+        return BYTES + pieces * (TOKEN - BYTES) // (VOCABULARY - BYTES - SPECIAL)
     if token >= vocabulary:
         raise ValueError(
             f"exceptional_token {token} is not one of the model's {vocabulary} tokens, 0 to {vocabulary - 1}"

@@ -19,10 +19,13 @@ def model(folder):
     return sd21.load(folder, device="cpu")
 
 
-def test_the_token_is_tf_icons_or_stands_at_its_place_in_a_small_vocabulary():
+def test_the_token_is_tf_icons_or_the_like_piece_of_a_small_vocabulary():
     assert exceptional_token(49408) == 7788
-    assert exceptional_token(7788) == 7788 * 7788 // 49408  # its last id is 7787
-    assert exceptional_token(640) == 100
+    assert exceptional_token(7788) == 512 + 7274 * 7276 // 48894  # its last id is 7787
+    assert exceptional_token(640) == 512 + 18  # 126 pieces of words follow the bytes
+    assert exceptional_token(515) == 512  # its only piece
+    with pytest.raises(ValueError, match="514 tokens has no pieces of words"):
+        exceptional_token(514)
     assert exceptional_token(640, 639) == 639
     with pytest.raises(ValueError, match="640 is not one of the model's 640 tokens, 0 to 639"):
         exceptional_token(640, 640)

@@ -21,7 +21,7 @@ def exceptional_token(vocabulary: int, token: int | None = None) -> int:
 
     A smaller one uses the id at the same relative place among its pieces of words, which is what 7788 is.
 
-    Raises ValueError for a token that the vocabulary does not have, and where a vocabulary has no pieces to choose from.
+    Raises ValueError for a token that the vocabulary does not have, and for a vocabulary without pieces of words.
     """
     if token is None and vocabulary > TOKEN:
         return TOKEN

@@ -26,7 +26,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from . import record
-from .compose import compose_batch
+from .baselines import METHODS
 from .files import remove_partial, write_json, write_text
 from .images import write_image
 from .manifest import Row, read_manifest
@@ -57,17 +57,19 @@ def run_batch(
     load_model: Callable,
     settings: Settings,
     *,
+    method: str = "ours",
     cache: str | Path | None = None,
     quiet: bool = False,
 ) -> Summary | None:
     """Compose every row of the manifest that is not done yet. Under torchrun the rows are shared out as ranks get free.
 
     load_model: takes nothing, returns what sd21.load returns; called after the manifest was read, if any row is good.
+    method: one of baselines.METHODS.
     cache: a folder for the inversions of backgrounds, shared by ranks and by runs; without it each rank keeps its last
         ones in memory. Rows are taken by background, so that those that share one come together.
     Returns the summary on rank 0, None on others. Raises OSError for a manifest or folder that cannot be used.
     """
-    store, rank, ranks = _meeting_point()
+    store, rank, ranks = _meeting_point(out)
     out = Path(out)
     rows, errors = read_manifest(manifest, settings)
     total = len(rows) + len(errors)
@@ -81,10 +83,10 @@ def run_batch(
     if rows:
         model, inversions = load_model(), InversionStore(cache)
         queue = sorted(rows, key=lambda row: str(row.request.files["background"]))
-        with tqdm(total=len(queue), desc="compositions", disable=quiet or rank > 0) as bar:
+        with tqdm(total=len(queue), desc=method, disable=quiet or rank > 0) as bar:
             while (number := store.add("taken", 1) - 1) < len(queue):
                 row = queue[number]
-                store.set(f"error {row.line}", _attempt(row, out, model, inversions, store))
+                store.set(f"error {row.line}", _attempt(row, out, model, method, inversions, store))
                 bar.update(store.add("finished", 1) - bar.n)
     store.set(f"left {rank}", "")
     if rank > 0:
@@ -98,16 +100,17 @@ def run_batch(
     return Summary(rows=total, bad=len(errors), **counts)
 
 
-def _meeting_point() -> tuple[dist.Store, int, int]:
+def _meeting_point(out: str | Path) -> tuple[dist.Store, int, int]:
     """A key-value store with atomic counters that all ranks share, this rank, and how many there are."""
     if not dist.is_torchelastic_launched():
         return dist.HashStore(), 0, 1
     store, rank, ranks = next(dist.rendezvous("env://", timeout=FOREVER))
-    # torchrun --max-restarts hands the restarted ranks the store of those that died, with their counts in it.
-    return dist.PrefixStore(os.environ["TORCHELASTIC_RESTART_COUNT"], store), rank, ranks
+    # One process may run one batch after another. And torchrun --max-restarts hands the restarted ranks the store of
+    # those that died, with their counts in it.
+    return dist.PrefixStore(f"{os.environ['TORCHELASTIC_RESTART_COUNT']} {out}", store), rank, ranks
 
 
-def _attempt(row: Row, out: Path, model, inversions: InversionStore, store: dist.Store) -> str:
+def _attempt(row: Row, out: Path, model, method: str, inversions: InversionStore, store: dist.Store) -> str:
     """Compose one row unless it is done. Returns what went wrong, or an empty text."""
     try:
         asked = {
@@ -115,6 +118,7 @@ def _attempt(row: Row, out: Path, model, inversions: InversionStore, store: dist
             "file_name": f"images/{row.id}.png",
             "mask_file_name": f"masks/{row.id}.png",
             **row.request.describe(),
+            "method": method,
             **record.provenance(model, row.settings),
         }
         path = out / "records" / f"{row.id}.json"
@@ -123,15 +127,15 @@ def _attempt(row: Row, out: Path, model, inversions: InversionStore, store: dist
             return ""
         sample = row.request.read()
         path.unlink(missing_ok=True)
-        composition = compose_batch(model, [sample], row.settings, inversions=inversions)[0]
+        composition = METHODS[method](model, [sample], row.settings, inversions=inversions)[0]
         write_image(out / asked["file_name"], composition.image)
         write_image(out / asked["mask_file_name"], composition.mask)
         write_json(path, {**asked, **record.results(composition), **record.environment(model)})
     except Exception as error:  # whatever is wrong with one row, the others go on
         return f"{type(error).__name__}: {error}"
     store.add("written", 1)
-    background = composition.inversion["background"]
-    if background["reused"]:
+    background = composition.inversion.get("background")  # not every method inverts
+    if background and background["reused"]:
         store.add("reused", 1)
         store.add("saved_nfe", background["nfe"])
     return ""

@@ -17,14 +17,14 @@ TUMOUR_COLOUR = (255, 200, 40)
 def before_after(sample: Sample, composition: Composition) -> Image.Image:
     """Four captioned RGB panels: background with user mask, object with mask, composite without and with its mask."""
     window = sample.background.window
-    background = _eight_bit(sample.background.pixels, window)
-    composite = _eight_bit(composition.image, window)
-    obj = _eight_bit(sample.obj.pixels, sample.obj.window)
+    background = eight_bit(sample.background.pixels, window)
+    composite = eight_bit(composition.image, window)
+    obj = eight_bit(sample.obj.pixels, sample.obj.window)
     panels = [
-        ("background, target region", _panel(background, sample.user_mask, USER_COLOUR)),
-        ("object, tumour mask", _panel(obj, sample.object_mask, TUMOUR_COLOUR)),
-        ("composite", _panel(composite)),
-        ("composite, tumour mask", _panel(composite, composition.mask, TUMOUR_COLOUR)),
+        ("background, target region", outlined(background, sample.user_mask, USER_COLOUR)),
+        ("object, tumour mask", outlined(obj, sample.object_mask, TUMOUR_COLOUR)),
+        ("composite", outlined(composite)),
+        ("composite, tumour mask", outlined(composite, composition.mask, TUMOUR_COLOUR)),
     ]
     width = sum(panel.width for _, panel in panels) + GAP * (len(panels) + 1)
     figure = Image.new("RGB", (width, PANEL_HEIGHT + CAPTION_HEIGHT + GAP), "white")
@@ -36,13 +36,16 @@ def before_after(sample: Sample, composition: Composition) -> Image.Image:
     return figure
 
 
-def _eight_bit(pixels: np.ndarray, window: tuple[int, int]) -> Image.Image:
+def eight_bit(pixels: np.ndarray, window: tuple[int, int]) -> Image.Image:
+    """Stored pixels as RGB; window: the values that are black and white."""
     low, high = window
     scaled = (pixels.astype(np.float64) - low) * (255 / (high - low))
     return Image.fromarray(np.rint(scaled.clip(0, 255)).astype(np.uint8)).convert("RGB")
 
 
-def _panel(image: Image.Image, mask: np.ndarray | None = None, colour: tuple[int, int, int] = (0, 0, 0)) -> Image.Image:
+def outlined(
+    image: Image.Image, mask: np.ndarray | None = None, colour: tuple[int, int, int] = (0, 0, 0)
+) -> Image.Image:
     """The image at the panel's height, with the outline of the mask (two pixels wide, inside it) drawn on top."""
     size = (max(1, round(image.width * PANEL_HEIGHT / image.height)), PANEL_HEIGHT)
     panel = image.resize(size, Image.Resampling.BICUBIC)

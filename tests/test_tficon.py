@@ -203,7 +203,9 @@ def test_nothing_is_kept_from_one_layer_to_the_next(monkeypatch):
     assert len(sites) == len(layers) * len(window(0.4, 5)) and set(sites) == {16 * 16, 8 * 8, 4 * 4}
 
 
-def test_windows_of_0_are_the_plain_composition_of_eq_7():
+@pytest.mark.parametrize(("tau_b", "last", "rows"), [(0, 21, 2 * 20), (0.5, 12, 2 * 20 + 8)])
+def test_without_injection_it_is_the_plain_composition_of_eq_7_with_eq_9(tau_b, last, rows):
+    """last: the last state that is rectified. rows: of text, null and, for the steps 20 to 13, the background."""
     model, one, settings = FakeModel(pull=0.2), sample(128, 128), Settings()
     grid, table = sampler(model, settings)
     encoded, m_obj, m_user = latents(model, one)
@@ -211,15 +213,18 @@ def test_windows_of_0_are_the_plain_composition_of_eq_7():
     x_bg, x_obj = (trajectory.states[20] for trajectory in invert_latents(model, encoded[:2], 7788, naive))
     z = torch.randn(4, 16, 16, generator=torch.Generator().manual_seed(5))
     x, older = compose_noise(x_obj, x_bg, z, m_obj, m_user), None
+    background, _ = denoise_again(model, x_bg[None], 7788, settings, None)
     for i in range(20, 0, -1):
+        if i >= last:
+            x = x * m_user + background[i][0] * (1 - m_user)
         text, null = (model.unet(x[None], grid.t[i : i + 1], model.embed([words]))[0] for words in (one.prompt, ""))
         x0 = (x - grid.sigma[i].float() * (null + 2.5 * (text - null))) / grid.alpha[i].float()
         a, b, c = table.row(i, first=older is None)
         x, older = a * x + b * x0 + (0 if older is None else c * older), x0
-    result = run_one(model, one, settings, tau_a=0, tau_b=0, seed=5)
+    result = run_one(model, one, settings, tau_a=0, tau_b=tau_b, seed=5)
     # Rounding to 8 bits may fall either way.
     assert np.abs(result.image.astype(int) - rendered(model, one, x)).max() <= 1
-    assert result.nfe["composition"] == 2 * 20
+    assert result.nfe["composition"] == rows
 
 
 def test_in_the_window_of_tau_b_the_network_sees_the_backgrounds_state_outside_the_user_mask():

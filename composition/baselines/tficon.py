@@ -49,7 +49,7 @@ from solvers import Grid, data_prediction, denoise, guided
 from .. import prompts
 from ..canvas import Composition, Job, Sample, masks, on_canvases, timed, to_scans
 from ..compose import inversion_nfe, inversion_report, trajectories
-from ..inversions import network, sampler
+from ..inversions import Trajectory, network, sampler
 from ..settings import Settings
 from . import noise
 from .published import naive_to_the_end
@@ -85,39 +85,26 @@ def tf_icon(
         if not 0 <= tau <= 1:
             raise ValueError(f"{name} is a share of the run in [0, 1], got {tau}")
     whole = naive_to_the_end(settings)
-    rectified = window(tau_b, settings.steps)
-    together = max(1, (settings.max_batch or 10**9) // 5)
+    windows = window(tau_a, settings.steps), window(tau_b, settings.steps)
 
     def run(jobs: list[Job], token: int) -> list[Composition]:
         seconds: dict[str, float] = {}
         backgrounds, objects, reused = trajectories(model, jobs, token, whole, inversions, progress, seconds)
+        together = max(1, settings.max_batch // 5) if settings.max_batch else len(jobs)
         latents, evaluations = [], 0
         with timed(seconds, "composition", model.device):
             grid, table = sampler(model, settings)
             for first in range(0, len(jobs), together):
                 group = slice(first, first + together)
-                m_obj, m_user = masks(jobs[group])
-                x_bg, x_obj = (
-                    torch.stack([trajectory.states[-1].to(model.device) for trajectory in kind[group]])
-                    for kind in (backgrounds, objects)
-                )
-                z = noise.draw(noise.generator(seed), x_bg)
-                streams = Streams(model, jobs[group], token, grid, settings, window(tau_a, settings.steps), rectified)
-
-                def rectify(i: int, x: torch.Tensor, m_user=m_user) -> torch.Tensor:
-                    if i not in rectified:
-                        return x
-                    composite = x[:, COMPOSITE] * m_user + x[:, BACKGROUND] * (1 - m_user)
-                    return torch.stack([x[:, BACKGROUND], x[:, OBJECT], composite], dim=1)
-
-                x = torch.stack([x_bg, x_obj, compose_noise(x_obj, x_bg, z, m_obj, m_user)], dim=1)
-                latents.append(denoise(x, grid, table, streams, edit=rectify, progress=progress)[:, COMPOSITE])
+                streams = Streams(model, jobs[group], token, grid, settings, *windows)
+                x = streams.start(backgrounds[group], objects[group], seed)
+                x = denoise(x, grid, table, streams, edit=streams.rectify, progress=progress)
+                latents.append(x[:, COMPOSITE])
                 evaluations += streams.evaluations
         reports = [inversion_report(*row) for row in zip(backgrounds, objects, reused, strict=True)]
         counts = [{"inversion": inversion_nfe(report), "composition": evaluations // len(jobs)} for report in reports]
-        return to_scans(
-            model, jobs, torch.cat(latents), token, settings, inversion=reports, nfe=counts, seconds=seconds
-        )
+        latent = torch.cat(latents)
+        return to_scans(model, jobs, latent, token, settings, inversion=reports, nfe=counts, seconds=seconds)
 
     return on_canvases(model, samples, settings, run)
 
@@ -149,7 +136,8 @@ class Streams:
     ):
         self.model, self.grid, self.injected, self.rectified = model, grid, injected, rectified
         self.scale = settings.guidance_scale
-        self.injection = Injection(*masks(jobs))
+        self.m_obj, self.m_user = masks(jobs)
+        self.injection = Injection(self.m_obj, self.m_user)
         texts = [job.sample.prompt for job in jobs]
         self.text = [prompts.normal_context(model, texts, token)]
         if self.scale != 1:
@@ -157,6 +145,22 @@ class Streams:
         # All rows of a batch have contexts of one length, so the exceptional prompt has its 77 rows here.
         self.exceptional = prompts.normal_context(model, [None] * len(jobs), token)
         self.evaluations = 0
+
+    def start(self, backgrounds: list[Trajectory], objects: list[Trajectory], seed: int) -> torch.Tensor:
+        """x[T] of all streams; the composite's is Eq. 7."""
+        x_bg, x_obj = (
+            torch.stack([trajectory.states[-1].to(self.model.device) for trajectory in kind])
+            for kind in (backgrounds, objects)
+        )
+        z = noise.draw(noise.generator(seed), x_bg)
+        return torch.stack([x_bg, x_obj, compose_noise(x_obj, x_bg, z, self.m_obj, self.m_user)], dim=1)
+
+    def rectify(self, i: int, x: torch.Tensor) -> torch.Tensor:
+        """The `edit` of the solver: Eq. 9 with the background stream's own state."""
+        if i not in self.rectified:
+            return x
+        background, obj, composite = x.unbind(dim=1)
+        return torch.stack([background, obj, composite * self.m_user + background * (1 - self.m_user)], dim=1)
 
     def __call__(self, x: torch.Tensor, i: int) -> torch.Tensor:
         """The data predictions (B, 3, C, h, w) of the streams that are needed at i."""

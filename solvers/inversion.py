@@ -138,13 +138,12 @@ Solution = tuple[Tensor, Tensor, list[list[float]]]
 
 
 def solve_naive(run: Run, tol: float, max_sweeps: int, progress: Progress = None) -> Solution:
-    x = run.up(run.x0, run.images, progress)
+    x, _ = run.up(run.x0, run.images, progress)
     return x, run.error(x[:, -1], run.images), [[] for _ in x]
 
 
 def solve_frozen(run: Run, tol: float, max_sweeps: int, progress: Progress = None) -> Solution:
-    naive = run.up(run.x0, run.images)
-    data = run.prediction.sweep(naive, run.images)  # data[:, i] is D[i + 1]
+    naive, data = run.naive()  # data[:, i] is D[i + 1]
     x, states, history = run.x0, [], [[] for _ in run.x0]
     for i in progress(range(1, run.start + 1)) if progress else range(1, run.start + 1):
         a, b, c = run.table.row(i, first=i == run.start)
@@ -165,7 +164,7 @@ def solve_defect(run: Run, tol: float, max_sweeps: int, progress: Progress = Non
     lowest = torch.full((len(states),), torch.inf, dtype=torch.float64)
 
     def equation(z: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
-        trajectory = run.down(run.up(z, images)[:, -1], images)
+        trajectory = run.down(run.up(z, images)[0][:, -1], images)
         defect = trajectory[:, 0] - run.x0[images]
         error = relative(defect, run.x0[images])
         better = error < lowest[images]

@@ -71,14 +71,19 @@ def solve_joint(
 
     A residual does not bound the round trip, for a run passes an error in its states on, enlarged or reduced. Measured,
     the round-trip error is 0.1 to 10 times the largest relative R, and up to 60 times it from the noise end through a
-    random network. An image whose R is below tol is therefore run down once, and is solved when it arrives.
+    random network. An image whose R is about tol therefore takes the step it has paid for and is run down once, and is
+    solved when it arrives.
     """
     equations = TrajectoryEquations.of_run(run.grid, run.table, run.start)
     errors = torch.full((len(run.x0),), torch.nan, dtype=torch.float64)
 
+    naive, naive_data = run.naive()
+    first_sweep = [naive_data]  # of the naive states, where the iteration begins
+
     def equation(x: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
         x0 = run.x0[images]
-        residual = equations.residual(x0, x, run.prediction.sweep(x, images))
+        data = first_sweep.pop() if first_sweep else run.prediction.sweep(x, images)
+        residual = equations.residual(x0, x, data)
         return equations.newton_step(residual), equations.relative(x0, x, residual)
 
     def measured_error(image: int):
@@ -89,7 +94,6 @@ def solve_joint(
         return error
 
     goals = [Goal(tol, measured_error(image)) for image in range(len(errors))]
-    naive = run.up(run.x0, run.images)
     x, searches = anderson_solve(equation, naive, goals, max_iterations=max_sweeps, progress=progress)
     for image, search in enumerate(searches):
 

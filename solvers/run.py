@@ -69,21 +69,29 @@ class Run:
         denoise(x, self.grid, self.table, self.prediction.for_images(images), start=self.start, edit=keep)
         return torch.stack(states[::-1], 1)
 
-    def up(self, x: Tensor, images: Tensor, progress: Progress = None) -> Tensor:
-        """x[1..start] (n, start, ...) of the multistep solver run on the reversed grid from x[0] = x (n, ...)."""
-        x0_fn, lam, states, older = self.prediction.for_images(images), self.grid.lam, [], None
+    def up(self, x: Tensor, images: Tensor, progress: Progress = None) -> tuple[Tensor, Tensor]:
+        """x[1..start] of the multistep solver run on the reversed grid from x[0] = x (n, ...), and the D[0..start-1] it
+        took; (n, start, ...) both."""
+        x0_fn, lam, states, data = self.prediction.for_images(images), self.grid.lam, [], []
         for i in progress(range(1, self.start + 1)) if progress else range(1, self.start + 1):
-            data = x0_fn(x, i - 1)
-            ahead = data
-            if older is not None and self.table.c[1 : self.start].any():
+            data.append(x0_fn(x, i - 1))
+            ahead = data[-1]
+            if i > 1 and self.table.c[1 : self.start].any():
                 r = ((lam[i - 2] - lam[i - 1]) / (lam[i - 1] - lam[i])).item()
-                ahead = data + (data - older) / (2 * r)
-            a, b, _ = self.table.row(
-                i, first=True
-            )  # the first-order row, solved for x[i], is the first-order row upwards
-            x, older = (x - b * ahead) / a, data
+                ahead = ahead + (data[-1] - data[-2]) / (2 * r)
+            a, b, _ = self.table.row(i, first=True)  # solved for x[i], it is the first-order row upwards
+            x = (x - b * ahead) / a
             states.append(x)
-        return torch.stack(states, 1)
+        return torch.stack(states, 1), torch.stack(data, 1)
+
+    def naive(self) -> tuple[Tensor, Tensor]:
+        """The naive inversion of all images, x[1..start], and D[1..start] of it, (B, start, ...) both.
+
+        All but the last D were evaluated on the way up: one evaluation more than `up`, where a sweep takes `start`.
+        """
+        x, data = self.up(self.x0, self.images)
+        last = self.prediction.for_images(self.images)(x[:, -1], self.start)
+        return x, torch.cat([data[:, 1:], last[:, None]], dim=1)
 
     def error(self, x: Tensor, images: Tensor) -> Tensor:
         """The round-trip error |denoise(x[start]) - x0| / |x0| of x[start] = x (n, ...); (n,) float64 on the CPU."""

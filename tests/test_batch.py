@@ -166,7 +166,7 @@ def test_bad_rows_are_reported_and_the_others_go_on(tmp_path):
         (row(13, object_mask="black.png"), "the mask is empty"),
         (row(14, settings={"start": 9}), "start is a whole number from 1 to 4"),
         (row(15, settings={"speed": 9}), "settings is an object with some of steps"),
-        (row(16, settings={"tolerance": "low"}), "'>' not supported"),
+        (row(16, settings={"tolerance": "low"}), "tolerance is a relative error above 0, got 'low'"),
     ]
     good = [row(0), "", row(1, settings={"guidance_scale": 1.0})]
     summary = run(tmp_path, [*good, *(entry for entry, _ in cases)])

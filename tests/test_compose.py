@@ -251,7 +251,7 @@ def test_the_key_is_of_content_model_and_the_inversions_settings():
         inversion_key(model, image, 7, settings),
         *(inversion_key(model, image, 7788, replace(settings, **{name: value})) for name, value in [
             ("steps", 25), ("start", 4), ("history", "restart"), ("grid", "log_snr"), ("tolerance", 0.5),
-            ("inversion", "joint"), ("lower_order_final", True),
+            ("inversion", "defect"), ("lower_order_final", True),
         ]),
     ]  # fmt: skip
     assert len({key, *changed}) == 1 + len(changed)

@@ -83,7 +83,7 @@ def run_batch(
     if rows:
         model, inversions = load_model(), InversionStore(cache)
         queue = sorted(rows, key=lambda row: str(row.request.files["background"]))
-        with tqdm(total=len(queue), desc=method, disable=quiet or rank > 0) as bar:
+        with tqdm(total=len(queue), desc=out.name, disable=quiet or rank > 0) as bar:
             while (number := store.add("taken", 1) - 1) < len(queue):
                 row = queue[number]
                 store.set(f"error {row.line}", _attempt(row, out, model, method, inversions, store))

@@ -1,4 +1,4 @@
-"""The command line: `python -m composition run | demo | batch`."""
+"""The command line: `python -m composition run | demo | batch | benchmark`."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ from solvers import InversionError
 
 from . import record
 from .batch import run_batch
+from .benchmark import command as benchmark_command
+from .benchmark import run_benchmark
 from .compose import compose_batch
 from .demo import demo_request
 from .figures import before_after
@@ -94,6 +96,11 @@ def build_parser() -> argparse.ArgumentParser:
     _add_out(batch, "folder for metadata.jsonl, images/, masks/, records/ and, where rows failed, errors.jsonl")
     _add_model(batch)
     _add_settings(batch)
+
+    benchmark = benchmark_command.add_parser(commands)
+    benchmark.set_defaults(command=_benchmark)
+    _add_model(benchmark)
+    _add_settings(benchmark)
     return parser
 
 
@@ -220,4 +227,18 @@ def _batch(options: argparse.Namespace) -> int:
             f"error: {summary.bad} of {summary.rows} rows failed, see {options.out / 'errors.jsonl'}", file=sys.stderr
         )
         return 1
+    return 0
+
+
+def _benchmark(options: argparse.Namespace) -> int:
+    request, load_model = benchmark_command.request_of(options), _model_loader(options)
+    networks = benchmark_command.networks_of(options)
+    errors = run_benchmark(request, options.out, load_model, _settings(options), networks, quiet=options.quiet)
+    if errors is None:  # another rank speaks
+        return 0
+    if errors:
+        print(f"error: {len(errors)} composites failed, see {options.out / 'errors.jsonl'}", file=sys.stderr)
+        return 1
+    if not options.quiet:
+        print((options.out / "table.md").read_text(encoding="utf-8"))
     return 0

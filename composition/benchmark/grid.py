@@ -1,0 +1,68 @@
+"""The qualitative grids: chosen samples as rows, background, object and every line of a comparison as columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from ..figures import GAP, TUMOUR_COLOUR, USER_COLOUR, eight_bit, outlined
+from ..images import read_scan
+from ..manifest import Row
+from .measures import composed, dataset_of
+from .variants import Line
+
+CELL, TEXT_HEIGHT = 192, 24  # pixels
+
+
+def grid(rows: Sequence[Row], lines: Sequence[Line], runs: Path) -> Image.Image:
+    """An RGB image: captions, then a group for each dataset, over it the prompt. What failed is a cell that says so.
+
+    The background shows the outline of the user mask, the object that of its own mask.
+    """
+    records = {line.variant.name: composed(runs / line.variant.name) for line in lines}
+    captions = ["background", "object", *(line.label for line in lines)]
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(dataset_of(row.id), []).append(row)
+    width = GAP + len(captions) * (CELL + GAP)
+    height = TEXT_HEIGHT + len(groups) * TEXT_HEIGHT + len(rows) * (CELL + GAP)
+    figure = Image.new("RGB", (width, height), "white")
+    draw, font, y = ImageDraw.Draw(figure), ImageFont.load_default(size=13), 0
+
+    def write(text: str, x: int, y: int) -> None:
+        draw.text((x, y), text, fill="black", font=font, anchor="mm")
+
+    for column, caption in enumerate(captions):
+        write(caption, _left(column) + CELL // 2, y + TEXT_HEIGHT // 2)
+    y += TEXT_HEIGHT
+    for group in groups.values():
+        write(f"{group[0].request.prompt} ({', '.join(row.id for row in group)})", width // 2, y + TEXT_HEIGHT // 2)
+        y += TEXT_HEIGHT
+        for row in group:
+            for column, cell in enumerate(_cells(row, lines, records, runs)):
+                if cell is None:
+                    write("failed", _left(column) + CELL // 2, y + CELL // 2)
+                else:
+                    figure.paste(ImageOps.pad(cell, (CELL, CELL), color="white"), (_left(column), y))
+            y += CELL + GAP
+    return figure
+
+
+def _cells(row: Row, lines: Sequence[Line], records: dict, runs: Path) -> list[Image.Image | None]:
+    sample = row.request.read()
+    window = sample.background.window
+    cells: list[Image.Image | None] = [
+        outlined(eight_bit(sample.background.pixels, window), sample.user_mask, USER_COLOUR),
+        outlined(eight_bit(sample.obj.pixels, sample.obj.window), sample.object_mask, TUMOUR_COLOUR),
+    ]
+    for line in lines:
+        record = records[line.variant.name].get(row.id)
+        path = record and runs / line.variant.name / record["file_name"]
+        cells.append(path and eight_bit(read_scan(path).pixels, window))
+    return cells
+
+
+def _left(column: int) -> int:
+    return GAP + column * (CELL + GAP)

@@ -1,0 +1,63 @@
+"""The ablations as plots, by matplotlib, which the optional extra `plots` brings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..files import atomic
+from .table import LEVEL, heading
+from .variants import Comparison
+
+COLUMNS, PANEL = 3, (4.2, 3.2)  # panels side by side, and the size of one in inches
+
+
+def check_matplotlib() -> None:
+    """Raises ImportError, saying what to do, where matplotlib is missing; for before the long work."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            'the plots of the ablations take matplotlib; install the extra: pip install "tumour-composition[plots]"'
+        ) from error
+
+
+def plot(comparison: Comparison, table: dict, path: Path) -> None:
+    """A panel for each metric, with means and intervals over what is varied: a curve per dataset and series."""
+    from matplotlib.figure import Figure
+
+    rows = {(row["dataset"], row["line"]): row["metrics"] for row in table["rows"]}
+    names = list(table["rows"][0]["metrics"])
+    height = -(-len(names) // COLUMNS)
+    figure = Figure(figsize=(PANEL[0] * COLUMNS, PANEL[1] * height), layout="constrained")
+    axes = figure.subplots(height, COLUMNS, squeeze=False).flatten()
+    for axis in axes[len(names) :]:
+        axis.remove()
+    ticks = sorted({line.value for line in comparison.lines})
+    series = dict.fromkeys(line.series for line in comparison.lines)
+    for axis, name in zip(axes, names, strict=False):
+        for number, dataset in enumerate(dict.fromkeys(dataset for dataset, _ in rows)):
+            for style, one in zip(("-", "--"), series, strict=False):
+                lines = [line for line in comparison.lines if line.series == one]
+                points = [(line.value, rows[dataset, line.label][name]) for line in lines]
+                points = sorted((value, summary) for value, summary in points if summary["mean"] is not None)
+                if not points:
+                    continue
+                means = [summary["mean"] for _, summary in points]
+                # A skewed sample's percentile interval need not hold its mean.
+                below = [max(0, summary["mean"] - summary["low"]) for _, summary in points]
+                above = [max(0, summary["high"] - summary["mean"]) for _, summary in points]
+                axis.errorbar(
+                    [value for value, _ in points],
+                    means,
+                    yerr=[below, above],
+                    linestyle=style,
+                    color=f"C{number}",
+                    marker="o",
+                    capsize=3,
+                    label=f"{dataset} {one}".strip(),
+                )
+        axis.set(title=heading(name, table["networks"]), xlabel=comparison.varied, xticks=ticks)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    figure.suptitle(f"{comparison.title}, with {LEVEL:.0%} intervals")
+    with atomic(path) as temporary:
+        figure.savefig(temporary, metadata={"Software": None})

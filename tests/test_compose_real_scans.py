@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from small_models import write_small_pipeline
 
 import sd21
+from composition.cli import main
 from composition.compose import Sample, compose_batch
 from composition.images import Scan, box_mask, read_mask, read_scan, write_image
 from composition.placement import place
@@ -101,6 +102,29 @@ def test_a_random_network_keeps_the_labels(samples, tmp_path):
     model = sd21.load(write_small_pipeline(tmp_path / "model"), device="cpu")
     pair = [samples[0], samples[-1]]
     check_labels(compose_batch(model, pair, Settings(preserve="pixels", inversion="naive")), pair, tmp_path)
+
+
+def test_the_command_runs_from_published_files_to_files(samples, tmp_path):
+    model = write_small_pipeline(tmp_path / "model")
+    write_image(tmp_path / "brain_mask.png", samples[0].object_mask)
+    malignant = BUSI / "malignant"
+    pairs = [
+        (BR35H / "no" / MRI[0][0], BR35H / "Br35H-Mask-RCNN" / "TRAIN" / MRI[0][1], tmp_path / "brain_mask.png"),
+        (BUSI / "normal" / "normal (20).png", malignant / "malignant (10).png", malignant / "malignant (10)_mask.png"),
+    ]
+    for number, ((background, obj, object_mask), one) in enumerate(zip(pairs, (samples[0], samples[-1]), strict=True)):
+        out, (height, width) = tmp_path / str(number), one.background.size
+        box = f"{width // 2},{height // 3},{width // 3},{height // 3}"
+        files = ["--background", background, "--object", obj, "--object-mask", object_mask, "--user-box", box]
+        # Random weights cannot be inverted exactly.
+        how = ["--prompt", one.prompt, "--model", model, "--preserve", "pixels", "--inversion", "naive", "-q"]
+        assert main([str(argument) for argument in ["run", *files, *how, "--out", out]]) == 0
+        original = read_scan(background).pixels
+        composite = read_scan(out / "composite.png").pixels
+        assert np.array_equal(composite[~one.user_mask], original[~one.user_mask])
+        placed = place(one.background, one.obj, one.object_mask, one.user_mask)
+        assert np.array_equal(read_mask(out / "mask.png"), placed.object_mask)
+        assert json.loads((out / "record.json").read_text())["inputs"]["background"]["file"] == background.name
 
 
 def test_the_small_checkpoint_puts_the_tumour_there_and_keeps_the_rest(samples, tmp_path):

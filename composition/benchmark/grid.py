@@ -10,18 +10,18 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from ..figures import GAP, TUMOUR_COLOUR, USER_COLOUR, eight_bit, outlined
 from ..images import read_scan
 from ..manifest import Row
-from .measures import composed, dataset_of
+from .measures import dataset_of
 from .variants import Line
 
 CELL, TEXT_HEIGHT = 192, 24  # pixels
 
 
-def grid(rows: Sequence[Row], lines: Sequence[Line], runs: Path) -> Image.Image:
-    """An RGB image: captions, then a group for each dataset, over it the prompt. What failed is a cell that says so.
+def grid(rows: Sequence[Row], lines: Sequence[Line], runs: Path, done: set[tuple[str, str]]) -> Image.Image:
+    """An RGB image: captions, then a group for each dataset, over it the prompt.
 
-    The background shows the outline of the user mask, the object that of its own mask.
+    The background shows the outline of the user mask, the object that of its own mask. done: the sound composites,
+    (id, variant); for another there is a cell that says so.
     """
-    records = {line.variant.name: composed(runs / line.variant.name) for line in lines}
     captions = ["background", "object", *(line.label for line in lines)]
     groups: dict[str, list[Row]] = {}
     for row in rows:
@@ -41,7 +41,7 @@ def grid(rows: Sequence[Row], lines: Sequence[Line], runs: Path) -> Image.Image:
         write(f"{group[0].request.prompt} ({', '.join(row.id for row in group)})", width // 2, y + TEXT_HEIGHT // 2)
         y += TEXT_HEIGHT
         for row in group:
-            for column, cell in enumerate(_cells(row, lines, records, runs)):
+            for column, cell in enumerate(_cells(row, lines, runs, done)):
                 if cell is None:
                     write("failed", _left(column) + CELL // 2, y + CELL // 2)
                 else:
@@ -50,7 +50,7 @@ def grid(rows: Sequence[Row], lines: Sequence[Line], runs: Path) -> Image.Image:
     return figure
 
 
-def _cells(row: Row, lines: Sequence[Line], records: dict, runs: Path) -> list[Image.Image | None]:
+def _cells(row: Row, lines: Sequence[Line], runs: Path, done: set) -> list[Image.Image | None]:
     sample = row.request.read()
     window = sample.background.window
     cells: list[Image.Image | None] = [
@@ -58,9 +58,9 @@ def _cells(row: Row, lines: Sequence[Line], records: dict, runs: Path) -> list[I
         outlined(eight_bit(sample.obj.pixels, sample.obj.window), sample.object_mask, TUMOUR_COLOUR),
     ]
     for line in lines:
-        record = records[line.variant.name].get(row.id)
-        path = record and runs / line.variant.name / record["file_name"]
-        cells.append(path and eight_bit(read_scan(path).pixels, window))
+        path = runs / line.variant.name / "images" / f"{row.id}.png"
+        sound = (row.id, line.variant.name) in done
+        cells.append(eight_bit(read_scan(path).pixels, window) if sound else None)
     return cells
 
 

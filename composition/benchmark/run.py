@@ -119,8 +119,10 @@ def _report(
     write_text(out / f"{comparison.name}.md", markdown(table))
     if comparison.varied is not None:
         plot(comparison, table, out / f"{comparison.name}.png")
-    shown = [row for row in rows if int(row.id.rsplit("-", 1)[1]) in request.shown]
+    done = {(entry["id"], entry["variant"]) for entry in entries}
+    known = {sample for sample, _ in done}
+    shown = [row for row in rows if row.id in known and int(row.id.rsplit("-", 1)[1]) in request.shown]
     lines = sorted(comparison.lines, key=lambda line: GRID_ORDER.index(line.variant.method))
     name = "grid" if comparison.varied is None else f"{comparison.name}_grid"
     with atomic(out / f"{name}.png") as temporary:
-        grid(shown, lines, out / "runs").save(temporary)
+        grid(shown, lines, out / "runs", done).save(temporary)

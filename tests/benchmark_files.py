@@ -1,0 +1,29 @@
+"""A small benchmark on the model double: what the benchmark's tests run, and what its kills are tried on."""
+
+from pathlib import Path
+
+import torch
+from drawn_datasets import draw_br35h, draw_busi
+from fake_model import FakeModel
+
+from composition.benchmark import Networks, Request, run_benchmark
+from composition.settings import Settings
+
+SETTINGS = Settings(inversion="naive")
+WITHOUT = Networks(None, None, {"lpips": "no LPIPS weights", "clip": "no CLIP weights"})
+SAMPLES = 2  # of each dataset
+
+
+def draw(folder: Path) -> dict[str, tuple[Path, int]]:
+    """Both datasets under `folder`, as Request.parts."""
+    return {
+        "br35h": (draw_br35h(folder / "br35h", SAMPLES), SAMPLES),
+        "busi": (draw_busi(folder / "busi", SAMPLES), SAMPLES),
+    }
+
+
+def run(parts: dict, out: Path, *methods: str, model=None, ablations=False, networks=WITHOUT):
+    """The benchmark's failures. The double has no attention to hook, so tf-icon is not for it."""
+    torch.set_num_threads(1)  # tiny tensors
+    request = Request(parts, seed=0, methods=methods, ablations=ablations, shown=(0, 1))
+    return run_benchmark(request, out, lambda: model or FakeModel(), SETTINGS, networks, quiet=True)

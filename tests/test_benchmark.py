@@ -1,0 +1,242 @@
+"""The benchmark from drawn datasets to its files: figures recomputed from the CSV, resuming, failures."""
+
+import csv
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from benchmark_files import SAMPLES, SETTINGS, WITHOUT, draw, run
+from composition_files import tree
+from fake_model import FakeModel
+from PIL import Image
+
+from composition.baselines import METHODS
+from composition.benchmark import Networks
+from composition.benchmark.measures import measure_composite
+from composition.images import Scan, read_scan
+from composition.manifest import read_manifest
+from composition.metrics import COLUMNS
+from composition.placement import place
+
+ON_DOUBLE = ("copy-paste", "blended", "sdedit", "published", "ours")
+UNMEASURED = [name for name in COLUMNS if name.startswith(("lpips", "clip"))]
+MEASURED = [name for name in COLUMNS if name not in UNMEASURED]
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    return draw(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def whole(parts, tmp_path_factory):
+    """A whole benchmark with ablations, and the model that made it. Tests read it."""
+    out, model = tmp_path_factory.mktemp("out") / "bench", FakeModel()
+    assert run(parts, out, *ON_DOUBLE, model=model, ablations=True) == []
+    return out, model
+
+
+@pytest.fixture
+def again(whole, tmp_path):
+    """A copy of it, to be changed."""
+    return shutil.copytree(whole[0], tmp_path / "again")
+
+
+def read_csv(out: Path) -> list[dict[str, str]]:
+    with (out / "samples.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def table_of(out: Path, name="table") -> dict:
+    return json.loads((out / f"{name}.json").read_text())
+
+
+def test_everything_is_written(whole):
+    out, _ = whole
+    files = {path.name for path in out.iterdir() if path.is_file()}
+    tables = {f"{name}.{kind}" for name in ("table", "ablation_start", "ablation_tau") for kind in ("md", "json")}
+    pictures = {"grid.png", *(f"ablation_{of}{kind}.png" for of in ("start", "tau") for kind in ("", "_grid"))}
+    assert files == tables | pictures | {"samples.csv"}
+    for name in pictures:
+        Image.open(out / name).verify()
+    # Background, object and five methods; two groups of a line of text and two samples each, under the captions.
+    assert Image.open(out / "grid.png").size == (8 + 7 * 200, 24 + 2 * 24 + 4 * 200)
+
+
+def test_the_tables_figures_from_the_csv(whole):
+    entries, table = read_csv(whole[0]), table_of(whole[0])
+    assert [(row["dataset"], row["line"]) for row in table["rows"]] == [
+        (dataset, method) for dataset in ("br35h", "busi") for method in ON_DOUBLE
+    ]
+    text = (whole[0] / "table.md").read_text()
+    for row in table["rows"]:
+        mine = [e for e in entries if (e["dataset"], e["variant"]) == (row["dataset"], row["variant"])]
+        assert len(mine) == row["samples"] == SAMPLES and row["failed"] == 0
+        spent = [int(entry["nfe_inversion"]) + int(entry["nfe_composition"]) for entry in mine]
+        assert row["nfe"]["mean"] == sum(spent) / SAMPLES
+        assert list(row["metrics"]) == MEASURED
+        for name, summary in row["metrics"].items():
+            finite = [float(entry[name]) for entry in mine if math.isfinite(float(entry[name]))]
+            assert summary["finite"] == len(finite)
+            if finite:
+                assert summary["mean"] == pytest.approx(sum(finite) / len(finite), rel=1e-12)  # order of summation
+                # Of two values a quarter of the resamples is twice the lesser, a quarter twice the greater.
+                assert (summary["low"], summary["high"]) == (min(finite), max(finite))
+                assert f"{summary['mean']:.4g} [{summary['low']:.4g}, {summary['high']:.4g}]" in text
+
+
+def test_network_evaluations_and_shared_inversions(whole):
+    """Naive inversion to k takes k rows, and k more to measure it; guidance doubles those of the composition."""
+    out, model = whole
+    entries = read_csv(out)
+    spent = {entry["variant"]: (int(entry["nfe_inversion"]), int(entry["nfe_composition"])) for entry in entries}
+    assert spent == {
+        "copy-paste": (0, 0),
+        "blended": (0, 2 * 15),
+        "sdedit": (0, 2 * 10),
+        "published": (2 * 40, 2 * 20 + 2 * 6),
+        "ours": (2 * 14, 2 * 6),
+        "ours_preserve_until_1": (2 * 14, 2 * 6),
+        "ours_preserve_until_5": (2 * 14, 2 * 6),
+        "ours_start_18": (2 * 38, 2 * 18),
+        "ours_start_12": (2 * 26, 2 * 12),
+    }
+    total = sum(int(entry["nfe_inversion"]) + int(entry["nfe_composition"]) for entry in entries)
+    shared = 2 * 14 * 2 * SAMPLES  # the windows of tau use the backgrounds' inversions of "ours"
+    assert model.rows == total - shared
+
+
+def test_psnr_of_an_untouched_background_is_told_and_not_averaged(whole):
+    rows = {(row["dataset"], row["line"]): row["metrics"]["psnr_bg"] for row in table_of(whole[0])["rows"]}
+    assert rows["busi", "copy-paste"] == {
+        "mean": None,
+        "low": None,
+        "high": None,
+        "finite": 0,
+        "infinite": SAMPLES,
+        "undefined": 0,
+    }
+    text = (whole[0] / "table.md").read_text()
+    assert "copy-paste, busi: PSNR bg (dB) is infinite for 2 of 2, not averaged." in text
+    assert "∞" in next(line for line in text.splitlines() if line.startswith("| copy-paste"))
+
+
+def test_a_missing_metric_is_a_note_and_no_column(whole):
+    for name in ("table", "ablation_start", "ablation_tau"):
+        text = (whole[0] / f"{name}.md").read_text()
+        for kind in ("LPIPS", "CLIP"):
+            assert f"- The columns of {kind} are left out: no {kind} weights\n" in text
+            assert not any(kind in line for line in text.splitlines() if line.startswith("|"))
+    assert not set(UNMEASURED) & set(read_csv(whole[0])[0])
+
+
+def test_tau_has_both_readings(whole):
+    rows = [row for row in table_of(whole[0], "ablation_tau")["rows"] if row["dataset"] == "busi"]
+    settings = table_of(whole[0], "ablation_tau")["settings"]
+    kept_from = {row["line"]: settings[row["variant"]]["preserve_until"] for row in rows}
+    assert kept_from == {
+        "tau = 1 (Eq. 9)": 1,
+        "tau = 3 (Eq. 9)": 3,
+        "tau = 5 (Eq. 9)": 5,
+        "tau = 1 (Fig. 9, mirrored)": 5,
+        "tau = 3 (Fig. 9, mirrored)": 3,
+        "tau = 5 (Fig. 9, mirrored)": 1,
+    }
+    found = {row["line"]: row["metrics"] for row in rows}
+    assert found["tau = 1 (Eq. 9)"] == found["tau = 5 (Fig. 9, mirrored)"] != found["tau = 5 (Eq. 9)"]
+
+
+def test_composites_are_measured_as_stored(whole):
+    """Against the placement by hand: a pixel the method kept is equal, whatever passed through floats."""
+    rows, _ = read_manifest(whole[0] / "samples" / "manifest.jsonl", SETTINGS)
+    row = rows[0]
+    sample = row.request.read()
+    composite = read_scan(whole[0] / "runs" / "ours" / "images" / f"{row.id}.png")
+    values = measure_composite(sample, composite, WITHOUT)
+    background = sample.background
+    outside = ~sample.user_mask
+    squared = ((composite.pixels.astype(float) - background.pixels)[outside] ** 2).mean()
+    assert values["psnr_bg"] == pytest.approx(10 * math.log10(255**2 / squared), rel=1e-6)  # float32 images
+    placed = place(background, sample.obj, sample.object_mask, sample.user_mask).image
+    perfect = Scan(background.render(placed, grayscale=True))
+    assert measure_composite(sample, perfect, WITHOUT)["psnr_fg"] == math.inf
+
+
+def test_a_second_run_changes_nothing_and_runs_nothing(parts, whole, again, monkeypatch):
+    before = tree(again)
+    monkeypatch.setattr("composition.benchmark.measures.measure_composite", lambda *_: pytest.fail("measured again"))
+    model = FakeModel()
+    assert run(parts, again, *ON_DOUBLE, model=model, ablations=True) == []
+    assert model.rows == 0
+    assert tree(again) == before
+
+
+class MeanDifference(torch.nn.Module):
+    """In place of LPIPS."""
+
+    name = "mean difference"
+
+    def forward(self, a, b):
+        return (a - b).abs().mean(dim=(1, 2, 3))
+
+
+def test_a_metric_is_added_without_composing_again(parts, again):
+    model, old = FakeModel(), read_csv(again)
+    networks = Networks(MeanDifference(), None, {"clip": "no CLIP weights"})
+    assert run(parts, again, *ON_DOUBLE, model=model, networks=networks) == []
+    assert model.rows == 0
+    new = read_csv(again)
+    assert all(float(entry["lpips_bg"]) >= 0 and float(entry["lpips_fg"]) > 0 for entry in new)
+    assert new[0]["psnr_fg"] == old[0]["psnr_fg"]
+    text = (again / "table.md").read_text()
+    # The paper's columns come first, under the name of what they were measured with.
+    assert "|  | mean difference bg ↓ | mean difference fg ↓ | PSNR bg (dB) ↑ |" in text
+    assert "columns of LPIPS" not in text and "- LPIPS: mean difference.\n" in text
+
+
+def test_a_changed_composite_is_measured_again_and_a_damaged_one_told(parts, again):
+    image = again / "runs" / "sdedit" / "images" / "busi-001.png"
+    shutil.copy(again / "runs" / "copy-paste" / "images" / "busi-001.png", image)
+    damaged = again / "runs" / "blended" / "images" / "br35h-000.png"
+    damaged.write_bytes(damaged.read_bytes()[:60])
+    (error,) = run(parts, again, *ON_DOUBLE)
+    assert (error["variant"], error["id"]) == ("blended", "br35h-000") and "cannot be read" in error["error"]
+    found = {(entry["id"], entry["variant"]): entry for entry in read_csv(again)}
+    assert found["busi-001", "sdedit"]["psnr_fg"] == found["busi-001", "copy-paste"]["psnr_fg"]
+    assert ("br35h-000", "blended") not in found
+
+
+def test_a_failing_sample_is_counted_and_the_rest_goes_on(parts, tmp_path, monkeypatch):
+    out, sound = tmp_path / "out", METHODS["sdedit"]
+
+    def fails_on_one(model, samples, *rest, **keywords):
+        if Path(samples[0].background.name).name == "normal (0).png":
+            raise RuntimeError("out of memory")
+        return sound(model, samples, *rest, **keywords)
+
+    monkeypatch.setitem(METHODS, "sdedit", fails_on_one)
+    errors = run(parts, out, "copy-paste", "sdedit")
+    assert [(error["variant"], error["error"]) for error in errors] == [("sdedit", "RuntimeError: out of memory")]
+    assert [json.loads(line) for line in (out / "errors.jsonl").read_text().splitlines()] == errors
+    done = {(entry["id"], entry["variant"]) for entry in read_csv(out)}
+    assert len(done) == 2 * 2 * SAMPLES - 1 and (errors[0]["id"], "sdedit") not in done
+    counts = {(row["dataset"], row["line"]): (row["samples"], row["failed"]) for row in table_of(out)["rows"]}
+    assert counts.pop(("busi", "sdedit")) == (SAMPLES - 1, 1) and set(counts.values()) == {(SAMPLES, 0)}
+    assert "- sdedit, busi: 1 of 2 samples failed (errors.jsonl)." in (out / "table.md").read_text()
+
+    monkeypatch.setitem(METHODS, "sdedit", sound)
+    assert run(parts, out, "copy-paste", "sdedit") == []
+    assert not (out / "errors.jsonl").exists() and len(read_csv(out)) == 2 * 2 * SAMPLES
+
+
+def test_where_everything_fails_there_is_no_table(parts, tmp_path, monkeypatch):
+    def fails(*_, **__):
+        raise RuntimeError("no")
+
+    monkeypatch.setitem(METHODS, "sdedit", fails)
+    assert len(run(parts, tmp_path / "out", "sdedit")) == 2 * SAMPLES
+    assert not (tmp_path / "out" / "table.md").exists()
+    assert read_csv(tmp_path / "out") == []

@@ -1,0 +1,125 @@
+"""`python -m composition benchmark`: options, errors before the model loads, kills, and real scans."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from benchmark_files import SETTINGS, draw
+from composition_files import FAST, tree, write_tiny_model
+
+import sd21
+from composition import cli
+from composition.baselines import METHODS
+from composition.benchmark import variants
+from composition.files import TEMPORARY
+from composition.settings import Settings
+
+ROOT = Path(__file__).parent.parent
+DATA = ROOT.parent / "shared" / "data"
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    monkeypatch.setattr(sd21, "load", lambda *_, **__: pytest.fail("the model was loaded"))
+
+
+def command(folder: Path, *more: str) -> list[str]:
+    parts = draw(folder / "data")
+    counts = [text for name, (at, count) in parts.items() for text in (f"--{name}", at, f"--{name}-samples", count)]
+    return ["benchmark", *map(str, counts), "--out", str(folder / "out"), "--local-files-only", *more]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--clip", "nowhere"], "no CLIP model from nowhere"),
+        (["--lpips", "a.pth", "b.pth"], "a.pth: there is no such file"),
+        (["--busi", "nowhere"], "expected BUSI in its published layout"),
+        (["--busi-samples", "0"], "--busi-samples is a whole number from 1 up, got 0"),
+        (["--br35h-samples", "3"], "2 samples can be drawn, 3 were asked for"),
+        (["--ablations", "--steps", "12"], "start is a whole number from 1 to 12, got 18"),
+    ],
+)
+def test_what_cannot_be_met_is_told_before_the_model_loads(tmp_path, no_model, capsys, more, message):
+    assert cli.main(command(tmp_path, *more)) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_no_dataset_and_unknown_methods(tmp_path, no_model, capsys):
+    assert cli.main(["benchmark", "--out", str(tmp_path)]) == 2
+    assert "name the folder of a dataset: --br35h or --busi" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["benchmark", "--out", str(tmp_path), "--methods", "ours,dream"])
+    assert "dream: not among copy-paste, blended" in capsys.readouterr().err
+
+
+def test_plots_need_their_extra_before_the_work(tmp_path, no_model, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert cli.main(command(tmp_path, "--ablations")) == 2
+    assert 'pip install "tumour-composition[plots]"' in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_holds_one_benchmark(tmp_path, no_model, capsys):
+    arguments = command(tmp_path)
+    (tmp_path / "out" / "samples").mkdir(parents=True)
+    (tmp_path / "out" / "samples" / "manifest.jsonl").write_text("another\n")
+    assert cli.main(arguments) == 2
+    assert "holds another benchmark" in capsys.readouterr().err
+
+
+def test_ablations_run_what_differs_from_the_defaults_once():
+    start, tau = variants.start_ablation(SETTINGS), variants.tau_ablation(SETTINGS)
+    assert [(line.value, line.variant.name) for line in start.lines] == [
+        (18, "ours_start_18"),
+        (12, "ours_start_12"),
+        (6, "ours"),
+    ]
+    assert all(line.variant.settings.preserve_until == 3 for line in start.lines)
+    assert {line.variant.name for line in tau.lines} == {"ours", "ours_preserve_until_1", "ours_preserve_until_5"}
+    later = variants.tau_ablation(Settings(start=8))
+    assert [line.variant.settings.preserve_until for line in later.lines] == [1, 3, 5, 7, 5, 3]
+
+
+def results(out: Path) -> dict[str, str]:
+    """Hashes of all files but the inversions: safetensors writes its metadata in random order."""
+    return {name: digest for name, digest in tree(out).items() if not name.endswith(".safetensors")}
+
+
+def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(tmp_path):
+    """Every fifth of its files is a moment to be killed at: in the samples, composites, measures and tables."""
+    script = Path(__file__).parent / "kill_benchmark.py"
+    done = subprocess.run(
+        [sys.executable, script, tmp_path, "5"],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr
+    last = int(done.stdout)
+    assert last > 60  # files of four samples by two methods, so that kills fell in every stage
+    expected = results(tmp_path / str(last))
+    assert not any(TEMPORARY in name for name in expected)
+    for moment in range(1, last, 5):
+        assert results(tmp_path / str(moment)) == expected, f"killed before file {moment}"
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"the scans are not at {DATA}")
+def test_real_scans_by_all_methods_on_a_network(tmp_path, capsys):
+    pytest.importorskip("stlpips_pytorch")
+    model = write_tiny_model(tmp_path / "model")
+    folders = ["--br35h", DATA / "br35h", "--busi", DATA / "busi", "--br35h-samples", "2", "--busi-samples", "2"]
+    arguments = [*map(str, folders), "--model", str(model), "--device", "cpu", "--out", str(tmp_path / "out"), *FAST]
+    assert cli.main(["benchmark", *arguments, "--local-files-only"]) == 0
+    with (tmp_path / "out" / "samples.csv").open(newline="") as file:
+        entries = list(csv.DictReader(file))
+    assert [(entry["id"], entry["variant"]) for entry in entries] == [
+        (f"{dataset}-00{number}", method) for dataset in ("br35h", "busi") for number in (0, 1) for method in METHODS
+    ]
+    assert all(0 <= float(entry["lpips_bg"]) and 0 < float(entry["lpips_fg"]) for entry in entries)
+    text = capsys.readouterr().out
+    assert text.startswith("# Methods") and "| tf-icon | " in text and "ST-LPIPS (alex) bg ↓" in text

@@ -1,0 +1,49 @@
+"""The bootstrap on cases whose answer is known, and what a table does with values that have no mean."""
+
+import math
+
+import numpy as np
+import pytest
+
+from composition.benchmark.table import bootstrap_interval, summarise
+
+
+def binomial_quantile(count: int, share: float, level: float) -> int:
+    total = 0.0
+    for successes in range(count + 1):
+        total += math.comb(count, successes) * share**successes * (1 - share) ** (count - successes)
+        if total >= level:
+            return successes
+    raise AssertionError
+
+
+@pytest.mark.parametrize(("ones", "count"), [(5, 10), (2, 10), (24, 40)])
+def test_interval_of_zeros_and_ones_is_the_binomials(ones, count):
+    """The resampled mean of such values is a binomial variable: the interval's ends are its quantiles."""
+    low, high = bootstrap_interval(np.repeat([1.0, 0.0], [ones, count - ones]))
+    # Exactly, as no jump of these distributions is within four standard errors (0.006) of either level.
+    assert low == pytest.approx(binomial_quantile(count, ones / count, 0.025) / count)
+    assert high == pytest.approx(binomial_quantile(count, ones / count, 0.975) / count)
+
+
+def test_interval_of_many_normal_values():
+    values = np.random.default_rng(1).normal(3, 2, 400)
+    low, high = bootstrap_interval(values)
+    half = 1.96 * values.std() / math.sqrt(len(values))
+    # A quantile of 10,000 resamples is off by some 2.7 % of the standard error of the mean: 1.4 % of `half`.
+    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.06 * half)
+
+
+def test_interval_is_the_same_every_time_and_of_one_value_that_value():
+    values = np.random.default_rng(0).exponential(size=30)
+    assert bootstrap_interval(values) == bootstrap_interval(values)
+    assert bootstrap_interval(np.array([0.25])) == (0.25, 0.25)
+
+
+def test_values_without_a_mean_are_counted():
+    summary = summarise([1.0, math.inf, 3.0, math.nan, math.inf])
+    assert summary["mean"] == 2 and (summary["low"], summary["high"]) == (1, 3)
+    assert (summary["finite"], summary["infinite"], summary["undefined"]) == (2, 2, 1)
+    nothing = {"mean": None, "low": None, "high": None}
+    assert summarise([]) == nothing | {"finite": 0, "infinite": 0, "undefined": 0}
+    assert summarise([math.nan]) == nothing | {"finite": 0, "infinite": 0, "undefined": 1}

@@ -133,7 +133,7 @@ class UNet(nn.Module):
             block.attn2.placement = Placement(f"{path}.attn2", "cross", stage, layer, self.hook_slot)
 
     def forward(self, x: Tensor, t: float | Tensor, context: Tensor) -> Tensor:
-        t = torch.as_tensor(t, device=x.device)
+        t = torch.as_tensor(t, dtype=torch.float32).to(x.device)  # solvers keep times in float64, which mps has not
         self._check(x, t, context)
         dtype = self.conv_in.weight.dtype
 

@@ -100,5 +100,5 @@ class Run:
 
 def relative(difference: Tensor, reference: Tensor) -> Tensor:
     """|difference| / |reference| row by row, (n,) float64 on the CPU."""
-    norms = [values.flatten(1).norm(dim=1).double().cpu() for values in (difference, reference)]
+    norms = [values.flatten(1).norm(dim=1).cpu().double() for values in (difference, reference)]
     return norms[0] / norms[1]

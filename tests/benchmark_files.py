@@ -1,5 +1,9 @@
-"""A small benchmark on the model double: what the benchmark's tests run, and what its kills are tried on."""
+"""A small benchmark on the model double: what the benchmark's tests run, and what its kills are tried on.
 
+python benchmark_files.py FOLDER        for torchrun: the benchmark of what was drawn to FOLDER, to FOLDER/ranks
+"""
+
+import sys
 from pathlib import Path
 
 import torch
@@ -16,10 +20,13 @@ SAMPLES = 2  # of each dataset
 
 def draw(folder: Path) -> dict[str, tuple[Path, int]]:
     """Both datasets under `folder`, as Request.parts."""
-    return {
-        "br35h": (draw_br35h(folder / "br35h", SAMPLES), SAMPLES),
-        "busi": (draw_busi(folder / "busi", SAMPLES), SAMPLES),
-    }
+    draw_br35h(folder / "br35h", SAMPLES)
+    draw_busi(folder / "busi", SAMPLES)
+    return drawn(folder)
+
+
+def drawn(folder: Path) -> dict[str, tuple[Path, int]]:
+    return {name: (folder / name, SAMPLES) for name in ("br35h", "busi")}
 
 
 def run(parts: dict, out: Path, *methods: str, model=None, ablations=False, networks=WITHOUT):
@@ -27,3 +34,7 @@ def run(parts: dict, out: Path, *methods: str, model=None, ablations=False, netw
     torch.set_num_threads(1)  # tiny tensors
     request = Request(parts, seed=0, methods=methods, ablations=ablations, shown=(0, 1))
     return run_benchmark(request, out, lambda: model or FakeModel(), SETTINGS, networks, quiet=True)
+
+
+if __name__ == "__main__":
+    run(drawn(Path(sys.argv[1])), Path(sys.argv[1]) / "ranks", "copy-paste", "sdedit", "ours")

@@ -7,12 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from benchmark_files import SETTINGS, draw
+from benchmark_files import SETTINGS, draw, run
 from composition_files import FAST, tree, write_tiny_model
 
 import sd21
 from composition import cli
-from composition.baselines import METHODS
 from composition.benchmark import variants
 from composition.files import TEMPORARY
 from composition.settings import Settings
@@ -108,17 +107,34 @@ def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(tmp_path):
         assert results(tmp_path / str(moment)) == expected, f"killed before file {moment}"
 
 
+def test_two_processes_write_what_one_does(tmp_path):
+    """Several batches one after another, of which each shares its rows out anew."""
+    parts = draw(tmp_path)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*torchrun, Path(__file__).parent / "benchmark_files.py", tmp_path],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert run(parts, tmp_path / "alone", "copy-paste", "sdedit", "ours") == []
+    assert results(tmp_path / "ranks") == results(tmp_path / "alone")
+
+
 @pytest.mark.skipif(not DATA.is_dir(), reason=f"the scans are not at {DATA}")
-def test_real_scans_by_all_methods_on_a_network(tmp_path, capsys):
+def test_real_scans_on_a_network(tmp_path, capsys):
     pytest.importorskip("stlpips_pytorch")
     model = write_tiny_model(tmp_path / "model")
+    methods = ("copy-paste", "tf-icon", "ours")  # two seconds a composite go to ST-LPIPS
     folders = ["--br35h", DATA / "br35h", "--busi", DATA / "busi", "--br35h-samples", "2", "--busi-samples", "2"]
     arguments = [*map(str, folders), "--model", str(model), "--device", "cpu", "--out", str(tmp_path / "out"), *FAST]
-    assert cli.main(["benchmark", *arguments, "--local-files-only"]) == 0
+    assert cli.main(["benchmark", *arguments, "--local-files-only", "--methods", ",".join(methods)]) == 0
     with (tmp_path / "out" / "samples.csv").open(newline="") as file:
         entries = list(csv.DictReader(file))
     assert [(entry["id"], entry["variant"]) for entry in entries] == [
-        (f"{dataset}-00{number}", method) for dataset in ("br35h", "busi") for number in (0, 1) for method in METHODS
+        (f"{dataset}-00{number}", method) for dataset in ("br35h", "busi") for number in (0, 1) for method in methods
     ]
     assert all(0 <= float(entry["lpips_bg"]) and 0 < float(entry["lpips_fg"]) for entry in entries)
     text = capsys.readouterr().out

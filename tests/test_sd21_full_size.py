@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import ALL_THREADS
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import save_file
 from small_models import SCHEDULER_JSON, randomise, write_small_tokenizer
@@ -27,6 +28,13 @@ PARTS = {
 BOUND = 1e-5
 # bfloat16 rounds to 2^-9 relative; 400 independent roundings add up to a factor of sqrt(400) = 20. Measured: 4.
 BFLOAT16_BOUND = 20 * 2**-9
+
+
+@pytest.fixture(scope="module", autouse=True)
+def all_threads():
+    torch.set_num_threads(ALL_THREADS)
+    yield
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")

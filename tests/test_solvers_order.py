@@ -11,16 +11,6 @@ from solvers import Grid, StepTable, ddim, denoise, dpm_solver_pp_2m, exponentia
 
 SCHEDULE = sd_schedule()
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """On tensors this small, threads only wait for one another: ten times slower on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 REFINEMENTS = (40, 80, 160, 320, 640)
 
 

@@ -55,6 +55,16 @@ def test_unit_gaussian_data_take_one_newton_step():
     assert report.sweeps.tolist() == [2, 2, 2]  # the second one sees that the first was enough
 
 
+def test_the_first_step_is_measured_at_the_price_of_one_evaluation():
+    """The naive run has evaluated all states but its last; the Newton step from it is then free, and is what is measured."""
+    data = mixture()
+    x0, x0_fn = data.sample(4, seed=1), data.x0_fn(GRID)
+    naive = invert(x0, GRID, TABLES[0], x0_fn, start=6, method="naive").report
+    report = invert(x0, GRID, TABLES[0], x0_fn, start=6, tol=5e-2).report
+    assert report.sweeps.tolist() == [1] * 4 and report.nfe.tolist() == [6 + 1 + 6] * 4  # up, the last state, down
+    assert (report.residual < naive.residual).all()
+
+
 def linear(dim, spread, seed=0):
     """g(x) = A x - b with eigenvalues of A in [1 - spread, 1 + spread], and its solution."""
     generator = torch.Generator().manual_seed(seed)

@@ -56,7 +56,7 @@ def test_unit_gaussian_data_take_one_newton_step():
 
 
 def test_the_first_step_is_measured_at_the_price_of_one_evaluation():
-    """The naive run has evaluated all states but its last; the Newton step from it is then free, and is what is measured."""
+    """The naive run has evaluated all states but its last; the Newton step from it is then free, and it is measured."""
     data = mixture()
     x0, x0_fn = data.sample(4, seed=1), data.x0_fn(GRID)
     naive = invert(x0, GRID, TABLES[0], x0_fn, start=6, method="naive").report

@@ -45,7 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except InversionError as error:
-        print(f"error: {error}", file=sys.stderr)
+        here = "Options: --tolerance, --start, --lower-order-final; --inversion naive goes on, and records its error"
+        print(f"error: {error}. {here}", file=sys.stderr)
         return 1
 
 

@@ -176,7 +176,8 @@ def _model_loader(options: argparse.Namespace) -> Callable:
 def _run(options: argparse.Namespace) -> int:
     files = {name: getattr(options, name) for name in FILES if getattr(options, name) is not None}
     request = Request(files, options.user_box, options.prompt)
-    return _compose_one(request, options, _model_loader(options), InversionStore(options.cache))
+    inversions = InversionStore(options.cache) if options.cache else None  # without, both scans are one batch
+    return _compose_one(request, options, _model_loader(options), inversions)
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -138,7 +138,7 @@ def test_an_inversion_that_misses_its_tolerance(scans, tmp_path, monkeypatch, ca
     monkeypatch.setattr(sd21, "load", lambda *_, **__: FakeModel(64))
     assert cli.main([*command(scans, tmp_path / "out", tolerance=1e-12), "-q"]) == 1
     error = capsys.readouterr().err
-    assert error.startswith("error: joint: 0 of 1 images below") and "--inversion naive" in error
+    assert error.startswith("error: joint: 0 of 2 images below") and "--inversion naive" in error
 
 
 def test_a_manifest_that_is_not_there(tmp_path, capsys, no_model):

@@ -59,16 +59,20 @@ def default_kernel(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
     Half-precision inputs are safe, on Stable Diffusion 2.1 too, whose logits overflow float16 (the published
     `upcast_attention`): torch's fused kernels, and since 2.5 its unfused one, keep logits and softmax in float32
-    and round only the result. A hook that forms logits itself must do so in float32, as `attention_map` does.
+    and round only the result. A hook that forms logits itself must do so in float32, by `attention_logits`.
     """
     return F.scaled_dot_product_attention(q, k, v)
 
 
+def attention_logits(q: Tensor, k: Tensor) -> Tensor:
+    """q k^T / sqrt(head_dim), at least float32: (..., Tq, d), (..., Tk, d) -> (..., Tq, Tk)."""
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    return (q.to(dtype) * q.shape[-1] ** -0.5) @ k.to(dtype).transpose(-1, -2)
+
+
 def attention_map(q: Tensor, k: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(head_dim)), at least float32: (B, heads, Tq, d), (B, heads, Tk, d) -> (B, heads, Tq, Tk)."""
-    dtype = torch.promote_types(q.dtype, torch.float32)
-    logits = (q.to(dtype) * q.shape[-1] ** -0.5) @ k.to(dtype).transpose(-1, -2)
-    return logits.softmax(dim=-1)
+    return attention_logits(q, k).softmax(dim=-1)
 
 
 class Attention(nn.Module):

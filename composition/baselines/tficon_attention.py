@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from sd21 import Site, default_kernel
+from sd21 import Site, attention_logits, default_kernel
 
 BACKGROUND, OBJECT, CROSS, TEXT = range(4)
 
@@ -39,12 +39,6 @@ def tokens(m_obj: torch.Tensor, m_user: torch.Tensor, height: int, width: int) -
     return Tokens(inside[0].nonzero().flatten(), (~inside[1]).nonzero().flatten())
 
 
-def logits(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-    """q k^T / sqrt(head_dim), at least float32: (heads, Tq, d), (heads, Tk, d) -> (heads, Tq, Tk)."""
-    dtype = torch.promote_types(q.dtype, torch.float32)
-    return (q.to(dtype) * q.shape[-1] ** -0.5) @ k.to(dtype).transpose(-1, -2)
-
-
 def composite_logits(q: torch.Tensor, k: torch.Tensor, where: Tokens) -> torch.Tensor:
     """The composite's self-attention before the softmax, of one sample: q, k (4 or 5, heads, N, d) -> (heads, N, N).
 
@@ -52,12 +46,12 @@ def composite_logits(q: torch.Tensor, k: torch.Tensor, where: Tokens) -> torch.T
     object's those of the pseudo cross-attention, and from the object's to every token the same, transposed; among the
     object's own tokens the object's. Logits and not maps are injected, so that the rows of the map still sum to one.
     """
-    composite, out, obj = logits(q[TEXT], k[TEXT]), where.outside, where.obj
-    composite[:, out[:, None], out] = logits(q[BACKGROUND][:, out], k[BACKGROUND][:, out])
-    pseudo_cross = logits(q[CROSS], k[OBJECT][:, obj])
+    composite, out, obj = attention_logits(q[TEXT], k[TEXT]), where.outside, where.obj
+    composite[:, out[:, None], out] = attention_logits(q[BACKGROUND][:, out], k[BACKGROUND][:, out])
+    pseudo_cross = attention_logits(q[CROSS], k[OBJECT][:, obj])
     composite[:, :, obj] = pseudo_cross
     composite[:, obj] = pseudo_cross.transpose(1, 2)
-    composite[:, obj[:, None], obj] = logits(q[OBJECT][:, obj], k[OBJECT][:, obj])
+    composite[:, obj[:, None], obj] = attention_logits(q[OBJECT][:, obj], k[OBJECT][:, obj])
     return composite
 
 

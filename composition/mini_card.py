@@ -22,6 +22,8 @@ from sd21.training import data
 from sd21.training.vae import psnr
 
 from . import prompts
+from .files import write_json
+from .inversions import sampler
 from .settings import Settings
 
 SETTINGS = Settings()
@@ -47,7 +49,7 @@ def reconstruction(model: sd21.StableDiffusion, scans: list[data.Scan]) -> dict:
 
 def draw(model: sd21.StableDiffusion, prompt: str, count: int, seed: int) -> Tensor:
     """Samples (count, 3, 256, 256) in [-1, 1] of a prompt, by the default sampler and guidance of the composition."""
-    grid = solvers.time_uniform(schedule(model), SETTINGS.steps)
+    grid, table = sampler(model, SETTINGS)
     text, null = model.embed([prompt]), model.embed([""])
     x0_fn = solvers.data_prediction(
         model.unet, grid, model.prediction_type, text, null_context=null, scale=SETTINGS.guidance_scale
@@ -55,12 +57,8 @@ def draw(model: sd21.StableDiffusion, prompt: str, count: int, seed: int) -> Ten
     side = model.image_size // model.vae.config.factor
     noise = torch.randn(count, 4, side, side, generator=torch.Generator().manual_seed(seed)).to(model.device)
     parts = noise.split(16)
-    latents = [solvers.denoise(x, grid, solvers.dpm_solver_pp_2m(grid), x0_fn) for x in parts]
+    latents = [solvers.denoise(x, grid, table, x0_fn) for x in parts]
     return torch.cat([model.decode(latent).clamp(-1, 1).cpu() for latent in latents])
-
-
-def schedule(model: sd21.StableDiffusion) -> solvers.NoiseSchedule:
-    return solvers.NoiseSchedule.from_alphas_cumprod(model.alphas_cumprod)
 
 
 def write_sheet(images: Tensor, path: Path, columns: int = 4) -> None:
@@ -115,8 +113,7 @@ def recognised(classifier: nn.Module, images: Tensor, kinds: Tensor) -> dict:
 
 def inversion_errors(model: sd21.StableDiffusion, scans: list[data.Scan]) -> dict:
     """Relative error, in the latent, of inverting to T and denoising again without guidance, by prompt and method."""
-    grid = solvers.time_uniform(schedule(model), SETTINGS.steps)
-    table = solvers.dpm_solver_pp_2m(grid)
+    grid, table = sampler(model, SETTINGS)
     token = prompts.exceptional_token(model.text_encoder.config.vocab_size)
     errors = defaultdict(list)
     for kind in data.KINDS:  # a sweep takes one context for all of its images
@@ -132,8 +129,7 @@ def inversion_errors(model: sd21.StableDiffusion, scans: list[data.Scan]) -> dic
         for (prompt, context), method in product(contexts.items(), ("naive", "joint")):
             x0_fn = solvers.data_prediction(model.unet, grid, model.prediction_type, context)
             found = solvers.invert(x0, grid, table, x0_fn, method=method, on_failure="return")
-            again = solvers.denoise(found.states[-1], grid, table, x0_fn)
-            errors[f"{prompt}, {method}"].append((again - x0).flatten(1).norm(dim=1) / x0.flatten(1).norm(dim=1))
+            errors[f"{prompt}, {method}"].append(found.report.residual)
     figures = {name: torch.cat(parts) for name, parts in errors.items()}
     figures = {name: {"median": of.median().item(), "worst": of.max().item()} for name, of in figures.items()}
     return figures | {"scans": len(scans), "exceptional_token": token}
@@ -167,9 +163,8 @@ def main() -> None:
     kinds = torch.arange(len(data.KINDS)).repeat_interleave(arguments.samples)
     figures["classifier on samples"] = recognised(classifier, torch.cat(drawn), kinds)
 
-    text = json.dumps(figures, indent=2)
-    (arguments.out / "figures.json").write_text(text + "\n")
-    print(text)
+    write_json(arguments.out / "figures.json", figures)
+    print(json.dumps(figures, indent=2))
 
 
 if __name__ == "__main__":

@@ -30,6 +30,11 @@ class Sample:
     user_mask: np.ndarray
     prompt: str | None  # None: the exceptional prompt
 
+    @property
+    def grayscale(self) -> bool:
+        """Whether the result is: it is if both scans are."""
+        return self.background.grayscale and self.obj.grayscale
+
 
 @dataclass(frozen=True)
 class Composition:
@@ -57,10 +62,6 @@ class Job:
     obj: torch.Tensor
     m_obj: torch.Tensor
     m_user: torch.Tensor
-
-    @property
-    def grayscale(self) -> bool:
-        return self.sample.background.grayscale and self.sample.obj.grayscale
 
 
 Run = Callable[[list[Job], int], list[Composition]]
@@ -131,24 +132,35 @@ def to_scans(
         images = _in_pieces(model.decode, latent, settings.max_batch).float().cpu()
     results = []
     for row, job in enumerate(jobs):
-        background, placement = job.sample.background, job.placement
-        image = background.render(from_canvas(images[row], background.size), grayscale=job.grayscale)
+        background = job.sample.background
+        image = background.render(from_canvas(images[row], background.size), grayscale=job.sample.grayscale)
         if settings.preserve == "pixels":
-            image = blending.preserve_pixels(background, image, placement.user_mask, settings.feather)
-        results.append(
-            Composition(
-                image=image,
-                mask=placement.object_mask,
-                placed=background.render(placement.image, grayscale=job.grayscale),
-                clipped=placement.clipped,
-                canvas=tuple(job.background.shape[1:]),
-                exceptional_token=token,
-                inversion=inversion[row],
-                nfe=nfe[row],
-                seconds=dict(seconds),
-            )
-        )
+            image = blending.preserve_pixels(background, image, job.placement.user_mask, settings.feather)
+        placed = placed_object(job.sample, job.placement)
+        results.append(composition_of(job, image, placed, token, inversion[row], nfe[row], seconds))
     return results
+
+
+def placed_object(sample: Sample, placement: Placement) -> np.ndarray:
+    """The placed object with its tissue, as pixels of the background's kind: what Composition.placed is."""
+    return sample.background.render(placement.image, grayscale=sample.grayscale)
+
+
+def composition_of(
+    job: Job, image: np.ndarray, placed: np.ndarray, token: int, inversion: dict, nfe: dict, seconds: dict
+) -> Composition:
+    """The result of one job, all but the arguments taken from the job."""
+    return Composition(
+        image=image,
+        mask=job.placement.object_mask,
+        placed=placed,
+        clipped=job.placement.clipped,
+        canvas=tuple(job.background.shape[1:]),
+        exceptional_token=token,
+        inversion=inversion,
+        nfe=nfe,
+        seconds=dict(seconds),
+    )
 
 
 def _in_pieces(fn: Callable, rows: torch.Tensor, max_batch: int | None) -> torch.Tensor:

@@ -58,10 +58,7 @@ class Scan:
 
     def values(self) -> np.ndarray:
         """The pixels as float32 (H, W, 3) in [-1, 1], the network's range."""
-        low, high = self.window
-        values = (self.pixels.astype(np.float64) - low) * (2 / (high - low)) - 1
-        rgb = values if values.ndim == 3 else np.repeat(values[..., None], 3, axis=2)
-        return rgb.astype(np.float32)
+        return values_of(self.pixels, self.window)
 
     def render(self, values: np.ndarray, *, grayscale: bool) -> np.ndarray:
         """Float values (H, W, 3) in [-1, 1] as pixels in this scan's bit depth and window; values outside are clipped.
@@ -75,6 +72,14 @@ class Scan:
             values = values.mean(axis=2)
         pixels = np.rint((np.clip(values, -1, 1) + 1) * ((high - low) / 2) + low).astype(self.pixels.dtype)
         return np.repeat(pixels[..., None], 3, axis=2) if pixels.ndim < self.pixels.ndim else pixels
+
+
+def values_of(pixels: np.ndarray, window: tuple[int, int]) -> np.ndarray:
+    """Stored pixels (H, W) or (H, W, 3) as float32 (H, W, 3), the window's two ends at -1 and 1."""
+    low, high = window
+    values = (pixels.astype(np.float64) - low) * (2 / (high - low)) - 1
+    rgb = values if values.ndim == 3 else np.repeat(values[..., None], 3, axis=2)
+    return rgb.astype(np.float32)
 
 
 def read_scan(source: str | Path | Image.Image) -> Scan:

@@ -8,7 +8,7 @@ from collections.abc import Callable, MutableMapping, Sequence
 import numpy as np
 
 from .. import blending
-from ..canvas import Composition, Job, Sample, on_canvases
+from ..canvas import Composition, Job, Sample, composition_of, on_canvases, placed_object
 from ..settings import Settings
 
 
@@ -30,21 +30,10 @@ def copy_paste(
         results = []
         for job in jobs:
             begin = time.perf_counter()
-            background, placement = job.sample.background, job.placement
-            placed = background.render(placement.image, grayscale=job.grayscale)
-            results.append(
-                Composition(
-                    image=blending.preserve_pixels(background, placed, placement.object_mask, feather=0),
-                    mask=placement.object_mask,
-                    placed=placed,
-                    clipped=placement.clipped,
-                    canvas=tuple(job.background.shape[1:]),
-                    exceptional_token=token,
-                    inversion={},
-                    nfe={"inversion": 0, "composition": 0},
-                    seconds={"composition": time.perf_counter() - begin},
-                )
-            )
+            placed = placed_object(job.sample, job.placement)
+            image = blending.preserve_pixels(job.sample.background, placed, job.placement.object_mask, feather=0)
+            nfe, seconds = {"inversion": 0, "composition": 0}, {"composition": time.perf_counter() - begin}
+            results.append(composition_of(job, image, placed, token, {}, nfe, seconds))
         return results
 
     return on_canvases(model, samples, settings, run)

@@ -9,13 +9,12 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..canvas import Sample
+from ..canvas import Sample, placed_object
 from ..files import sha256, write_json, write_text
-from ..images import Scan, read_scan
+from ..images import Scan, read_scan, values_of
 from ..manifest import Row
 from ..metrics import COLUMNS, measure
 from ..placement import place
@@ -76,25 +75,16 @@ def measure_composite(sample: Sample, composite: Scan, networks: Networks) -> di
     """The metrics of one composite, given as the pixels that were stored."""
     background = sample.background
     placement = place(background, sample.obj, sample.object_mask, sample.user_mask)
-    grayscale = background.grayscale and sample.obj.grayscale
     # In the background's bit depth and window, as all methods write, so that a pixel that was kept is equal.
-    images = (composite.pixels, background.pixels, background.render(placement.image, grayscale=grayscale))
+    images = (composite.pixels, background.pixels, placed_object(sample, placement))
     masks = (placement.object_mask, sample.user_mask)
     return measure(
-        *(_image(pixels, background.window) for pixels in images),
+        *(torch.from_numpy(values_of(pixels, background.window)).permute(2, 0, 1)[None] for pixels in images),
         *(torch.from_numpy(mask)[None, None] for mask in masks),
         sample.prompt,
         lpips=networks.lpips,
         clip=networks.clip,
     )
-
-
-def _image(pixels: np.ndarray, window: tuple[int, int]) -> torch.Tensor:
-    """Stored pixels as an image (1, 3, H, W) in [-1, 1]."""
-    low, high = window
-    values = (torch.from_numpy(pixels.astype(np.float32)) - low) * (2 / (high - low)) - 1
-    values = values if values.ndim == 3 else values[..., None].expand(-1, -1, 3)
-    return values.permute(2, 0, 1)[None]
 
 
 def _kept(path: Path, asked: dict) -> dict[str, float] | None:

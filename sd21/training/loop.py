@@ -9,12 +9,14 @@ import csv
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from .muon import optimizers
 
 WARMUP = 200  # steps to the full learning rate
 COOLDOWN = 0.3  # last share of the steps, over which the learning rate falls to zero
@@ -70,8 +72,8 @@ def train(
     loss that is not finite.
     """
     average = copy.deepcopy(model).eval().requires_grad_(False)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=plan.lr, betas=(0.9, 0.99), weight_decay=0.01)
-    parts = {"model": model, "average": average, "optimizer": optimizer}
+    steppers = optimizers(model, plan.lr)
+    parts = {"model": model, "average": average, **steppers}
     log = resume(checkpoint, parts, plan)  # one row of figures for each checkpoint
     start, earlier = (log[-1]["step"], log[-1]["minutes"]) if log else (0, 0.0)
 
@@ -79,7 +81,7 @@ def train(
     total = torch.zeros((), device=next(model.parameters()).device)
     model.train()
     for step in range(start, plan.steps):
-        total += update(model, average, optimizer, loss, plan, step)
+        total += update(model, average, steppers.values(), loss, plan, step)
         done = step + 1
         if done % plan.every != 0 and done != plan.steps:
             continue
@@ -102,15 +104,16 @@ def train(
     return average
 
 
-def update(model: nn.Module, average: nn.Module, optimizer, loss: Callable, plan: Plan, step: int) -> Tensor:
-    """One step of the optimizer and of the average; returns the loss, ()."""
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate(step, plan)
+def update(model: nn.Module, average: nn.Module, steppers: Iterable, loss: Callable, plan: Plan, step: int) -> Tensor:
+    """One step of the optimizers and of the average; returns the loss, ()."""
     value = loss(model, step_generator(plan.seed, step))
-    optimizer.zero_grad()
+    model.zero_grad()
     value.backward()
     nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
-    optimizer.step()
+    for stepper in steppers:
+        for group in stepper.param_groups:
+            group["lr"] = learning_rate(step, plan)
+        stepper.step()
     decay = min(EMA_DECAY, (step + 1) / (step + 10))  # a young average forgets its random start faster
     torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
     return value.detach()

@@ -5,14 +5,13 @@ Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks"; t
 torch.optim.Muon takes no convolutions, and is younger than the oldest torch we run on.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
 # Jordan's odd quintic: singular values between about 1e-3 and 1 come out between about 0.7 and 1.2 in five rounds.
 QUINTIC = (3.4445, -4.7750, 2.0315)
 ROUNDS = 5
+WEIGHT_DECAY = 0.01  # of both optimizers
 ADAMW_RMS = 0.2  # root mean square of a step over the learning rate, as AdamW's steps typically have
 
 
@@ -21,7 +20,7 @@ def orthogonalized(matrix: Tensor) -> Tensor:
     a, b, c = QUINTIC
     x = (matrix / (matrix.norm() + 1e-7)).bfloat16()
     if tall := x.shape[0] > x.shape[1]:
-        x = x.T
+        x = x.T  # for the smaller Gram matrix; the result is the same
     for _ in range(ROUNDS):
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
@@ -31,19 +30,20 @@ def orthogonalized(matrix: Tensor) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """For weights of two or more dimensions; a kernel (out, in, 3, 3) counts as a matrix (out, in * 9)."""
 
-    def __init__(self, parameters: list[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.01):
+    def __init__(self, parameters: list[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = WEIGHT_DECAY):
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Callable | None = None) -> None:
-        """One step down the gradients; `closure` is torch's interface and must be None."""
+    def step(self) -> None:
+        """One step down the gradients; weights without one stay."""
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is None:
                     continue
                 state = self.state[weight]
-                average = state.setdefault("average", torch.zeros_like(weight))
-                average.lerp_(weight.grad, 1 - group["momentum"])
+                if not state:
+                    state["average"] = torch.zeros_like(weight)
+                average = state["average"].lerp_(weight.grad, 1 - group["momentum"])
                 ahead = weight.grad.lerp(average, group["momentum"])  # Nesterov's look ahead
                 direction = orthogonalized(ahead.flatten(1)).view(weight.shape)
                 size = ADAMW_RMS * max(weight.shape[0], weight[0].numel()) ** 0.5
@@ -61,5 +61,5 @@ def optimizers(model: nn.Module, lr: float) -> dict[str, torch.optim.Optimizer]:
     hidden, others = [], []
     for name, weight in model.named_parameters():
         (hidden if is_hidden(name, weight) else others).append(weight)
-    found = {"adamw": torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.99), weight_decay=0.01)}
-    return found | ({"muon": Muon(hidden, lr)} if hidden else {})
+    adamw = torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.99), weight_decay=WEIGHT_DECAY)
+    return {"muon": Muon(hidden, lr), "adamw": adamw}

@@ -3,8 +3,8 @@
 from .tokenizer import CONTEXT_LENGTH
 
 LEVELS = 4
-UNET_WIDTHS = (96, 160, 160, 160)
-VAE_WIDTHS = (32, 64, 128, 128)
+UNET_WIDTHS = (32, 96, 160, 192)
+VAE_WIDTHS = (16, 32, 96, 192)
 TEXT_WIDTH = 128
 
 UNET = {
@@ -19,6 +19,7 @@ UNET = {
     "attention_head_dim": tuple(width // 32 for width in UNET_WIDTHS),  # the number of heads, as in SD 2.1
     "cross_attention_dim": TEXT_WIDTH,
     "use_linear_projection": True,
+    "norm_num_groups": 8,  # with SD's 32, the 32 channels of the finest level would each be normalised alone
 }
 # "scaling_factor" is measured, and added, once the VAE is trained.
 VAE = {
@@ -31,7 +32,7 @@ VAE = {
     "layers_per_block": 1,
     "down_block_types": ("DownEncoderBlock2D",) * LEVELS,
     "up_block_types": ("UpDecoderBlock2D",) * LEVELS,
-    "norm_num_groups": 8,  # with SD's 32, the 32 channels of the finest level would each be normalised alone
+    "norm_num_groups": 1,  # as good as 8, and on a CPU, where it was trained, a third faster
 }
 # The size of the vocabulary and its special ids come from the tokenizer.
 TEXT = {

@@ -11,7 +11,7 @@ from . import data, recipe
 from .loop import Plan, autocast, save, train
 
 # The loss is L1 + L2_WEIGHT * L2 + KL_WEIGHT * KL, each a mean over its elements.
-L2_WEIGHT = 4.0  # L1 keeps edges; L2 is what PSNR measures
+L2_WEIGHT = 10.0  # L1 keeps edges; L2 is what PSNR measures
 # The noise this allows in the latents costs about 0.1 dB and makes them smooth enough to be generated.
 KL_WEIGHT = 1e-4
 VALIDATION_SCANS = 32  # per modality, evenly spaced in the held-out list

@@ -1,8 +1,9 @@
 """The figures of the small checkpoint's model card: `python -m composition.mini_card --data ../shared/data --out CARD`.
 
-Writes CARD/figures.json and one picture of samples for each prompt. Everything is measured on the held-out split: how
-well the autoencoder reconstructs; whether a classifier trained on real scans tells the samples apart as it does real
-scans; and the error of inverting and denoising real scans under the three prompts.
+Writes CARD/figures.json, one picture of samples for each prompt, and compositions beside copy-paste. Everything is
+measured on the held-out split: how well the autoencoder reconstructs; whether a classifier trained on real scans tells
+the samples apart as it does real scans; the error of inverting and denoising real scans under the three prompts; and
+seams and fidelity of the compositions.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from sd21.training.vae import psnr
 from . import prompts
 from .files import write_json
 from .inversions import sampler
+from .mini_pairs import compare_with_paste, held_out_pairs
 from .settings import Settings
 
 SETTINGS = Settings()
@@ -142,7 +144,8 @@ def main() -> None:
     parser.add_argument("--model", default="mini", help='"mini", or the folder of an exported checkpoint')
     parser.add_argument("--samples", type=int, default=64, help="samples a prompt")
     parser.add_argument("--inversions", type=int, default=8, help="scans a modality")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--pairs", type=int, default=6, help="compositions a modality; 0 for none")
+    parser.add_argument("--seed", type=int, default=0, help="of the classifier and the samples")
     arguments = parser.parse_args()
 
     model = sd21.load(arguments.model)
@@ -150,6 +153,9 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     figures = {"seed": arguments.seed, "reconstruction": reconstruction(model, held_out)}
     figures["inversion"] = inversion_errors(model, data.evenly(held_out, arguments.inversions))
+    if arguments.pairs:
+        pairs = held_out_pairs(arguments.data, arguments.pairs)
+        figures["compositions"] = compare_with_paste(model, pairs, arguments.out / "compositions.png")
 
     classifier = train_classifier(
         data.load_pixels(training), labels(training), data.sampling_weights(training), model.device, arguments.seed

@@ -221,7 +221,7 @@ def test_psnr_of_a_known_error():
 def test_the_card_measures_the_exported_checkpoint(run, scans, monkeypatch):
     monkeypatch.setattr(mini_card, "CLASSIFIER_STEPS", 2)
     options = ["--data", str(scans), "--out", str(run / "card"), "--model", str(run / "checkpoint")]
-    monkeypatch.setattr(sys, "argv", ["mini_card", *options, "--samples", "16", "--inversions", "1"])
+    monkeypatch.setattr(sys, "argv", ["mini_card", *options, "--samples", "16", "--inversions", "1", "--pairs", "0"])
     mini_card.main()
     figures = json.loads((run / "card" / "figures.json").read_text())
     # The stage measures the same scans under bfloat16 autocast, 2^-8 of rounding against errors above 0.1.

@@ -1,0 +1,103 @@
+"""Compositions of held-out scans beside copy-paste, for the small checkpoint's model card.
+
+Which pairs: the first of the benchmark (datasets/benchmark.py, seed 0) drawn from held-out scans alone, by index and
+not by looks. Copy-paste is shown as the autoencoder reproduces it: the two pictures then differ by the method and not
+by the autoencoder, and no scan is copied into the card.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from sd21.training import data
+
+from .baselines.copy_paste import pasted_values
+from .benchmark.measures import measure_composite
+from .benchmark.networks import Networks
+from .canvas import Composition, Job, Sample, encode, on_canvases, to_scans
+from .compose import compose_batch
+from .datasets import Dataset, build_benchmark, read_br35h, read_busi
+from .figures import GAP, TUMOUR_COLOUR, eight_bit, outlined
+from .images import Scan
+from .manifest import read_manifest
+from .placement import to_canvas
+from .settings import Settings
+
+CELL, CAPTION_HEIGHT, SAMPLES_A_ROW = 192, 20, 2
+
+
+def held_out_part(dataset: Dataset, held_out: set[str]) -> Dataset:
+    """What of a dataset is held out; held_out: names of scans, "kind/file name"."""
+
+    def kept(path: Path) -> bool:
+        # The outlined scans of Br35H are copies of those in `yes`.
+        kind = path.parent.name if path.parent.name in data.KINDS else "yes"
+        return f"{kind}/{path.name}" in held_out
+
+    backgrounds = [path for path in dataset.backgrounds if kept(path)]
+    return replace(dataset, backgrounds=backgrounds, objects=[obj for obj in dataset.objects if kept(obj.path)])
+
+
+def held_out_pairs(root: Path, count: int) -> dict[str, Sample]:
+    """The first `count` pairs of each modality, by id. root: the folder that holds br35h/ and busi/."""
+    held_out = set(data.HELD_OUT_LIST.read_text().splitlines())
+    datasets = (read_br35h(root / "br35h"), read_busi(root / "busi"))
+    with TemporaryDirectory() as folder:
+        built = build_benchmark(folder, [(held_out_part(dataset, held_out), count) for dataset in datasets])
+        rows, _ = read_manifest(built.manifest, Settings())
+        return {row.id: row.request.read() for row in rows}
+
+
+def reproduced_paste(model, samples: Sequence[Sample], settings: Settings) -> list[Composition]:
+    """Copy-paste, encoded and decoded."""
+
+    def run(jobs: list[Job], token: int) -> list[Composition]:
+        images = [to_canvas(pasted_values(job), job.background.shape[1:]).to(model.device) for job in jobs]
+        latents, none = encode(model, images, settings, {}), [{}] * len(jobs)
+        return to_scans(model, jobs, latents, token, settings, inversion=none, nfe=none, seconds={})
+
+    return on_canvases(model, samples, settings, run)
+
+
+def compare_with_paste(model, pairs: dict[str, Sample], path: Path) -> dict:
+    """Write the picture of all pairs; returns the median over them of the measures that take no network."""
+    samples, settings = list(pairs.values()), Settings()
+    results = {"copy-paste, reproduced": reproduced_paste(model, samples, settings)}
+    results["ours"] = [compose_batch(model, [sample], settings)[0] for sample in samples]
+    sheet(pairs, *results.values()).save(path)
+    medians = {}
+    for name, composed in results.items():
+        of = [
+            measure_composite(sample, Scan(composition.image), Networks(None, None, {}))
+            for sample, composition in zip(samples, composed, strict=True)
+        ]
+        medians[name] = {column: float(np.nanmedian([values[column] for values in of])) for column in of[0]}
+    return medians
+
+
+def sheet(pairs: dict[str, Sample], pasted: list[Composition], ours: list[Composition]) -> Image.Image:
+    """For each pair copy-paste with the outline of the tumour's mask, copy-paste, ours; two pairs a row."""
+    width, height = 3 * (CELL + GAP), CELL + CAPTION_HEIGHT + GAP
+    rows = -(-len(pairs) // SAMPLES_A_ROW)
+    picture = Image.new("L", (SAMPLES_A_ROW * width, rows * height), 255).convert("RGB")
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=12)
+    for number, ((name, sample), paste, our) in enumerate(zip(pairs.items(), pasted, ours, strict=True)):
+        row, column = divmod(number, SAMPLES_A_ROW)
+        window = sample.background.window
+        before, after = (eight_bit(composition.image, window) for composition in (paste, our))
+        cells = (
+            (f"{name}: target", outlined(before, our.mask, TUMOUR_COLOUR)),
+            ("copy-paste", before),
+            ("ours", after),
+        )
+        for place, (caption, cell) in enumerate(cells):
+            x, y = column * width + place * (CELL + GAP), row * height
+            draw.text((x + CELL // 2, y + CAPTION_HEIGHT // 2), caption, fill="black", font=font, anchor="mm")
+            picture.paste(ImageOps.pad(cell, (CELL, CELL), color="white"), (x, y + CAPTION_HEIGHT))
+    return picture

@@ -1,0 +1,65 @@
+"""The demo's scans, drawn by the small checkpoint: `python -m composition.mini_examples --out composition/examples`.
+
+Each picture follows from its prompt and seed. Tumours were outlined by hand, as ellipses.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import sd21
+from sd21.training.data import CAPTIONS, IMAGE_SIZE
+
+from .datasets.br35h import via_mask
+from .files import write_text
+from .images import write_image
+from .mini_card import draw
+
+
+@dataclass(frozen=True)
+class Example:
+    """A pair to draw. background, obj: class and seed; tumour: the ellipse cx, cy, rx, ry in pixels of obj; user_box:
+    x, y, width, height in pixels of background."""
+
+    name: str
+    background: tuple[str, int]
+    obj: tuple[str, int]
+    tumour: tuple[int, int, int, int]
+    user_box: tuple[int, int, int, int]
+
+
+EXAMPLES = (
+    Example("brain", ("no", 0), ("yes", 5), (184, 94, 32, 36), (148, 72, 46, 52)),
+    Example("breast", ("normal", 3), ("malignant", 6), (136, 86, 37, 43), (85, 80, 84, 96)),
+)
+
+
+def write_example(model: sd21.StableDiffusion, example: Example, folder: Path) -> dict:
+    """Draw both scans, write them and the mask to `folder`; returns the row for the manifest."""
+    files = {role: f"{example.name}_{role}.png" for role in ("background", "object", "object_mask")}
+    for role, (kind, seed) in (("background", example.background), ("object", example.obj)):
+        (image,) = draw(model, CAPTIONS[kind][0], 1, seed)
+        write_image(folder / files[role], ((image.mean(0) + 1) * 127.5).round().byte().numpy())
+    cx, cy, rx, ry = example.tumour
+    ellipse = {"shape_attributes": {"name": "ellipse", "cx": cx, "cy": cy, "rx": rx, "ry": ry}}
+    write_image(folder / files["object_mask"], via_mask([ellipse], (IMAGE_SIZE, IMAGE_SIZE)))
+    prompt = CAPTIONS[example.obj[0]][0]
+    return {"id": example.name, **files, "user_box": list(example.user_box), "prompt": prompt}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="composition.mini_examples", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--model", default="mini", help='"mini", or the folder of an exported checkpoint')
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    model = sd21.load(arguments.model)
+    rows = [write_example(model, example, arguments.out) for example in EXAMPLES]
+    write_text(arguments.out / "manifest.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""What ships with the small checkpoint: its folder, the demo's scans, the card's compositions."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from drawn_datasets import draw_br35h, draw_busi
+from fake_model import FakeModel
+from PIL import Image
+
+import sd21
+from composition import cli, mini_examples, mini_pairs
+from composition.demo import EXAMPLES
+from composition.images import read_mask, read_scan
+from composition.placement import place
+from composition.settings import Settings
+from sd21.sources import MINI
+from sd21.training import data
+
+
+@pytest.fixture(scope="module")
+def mini():
+    return sd21.load("mini", device="cpu")
+
+
+def test_diffusers_loads_the_shipped_folder_and_agrees(mini):
+    theirs = StableDiffusionPipeline.from_pretrained(MINI, torch_dtype=torch.float32)
+    prompts = ["", *(captions[0] for captions in data.CAPTIONS.values())]
+    context = mini.embed(prompts)
+    expected, _ = theirs.encode_prompt(prompts, "cpu", 1, False)
+    # float32 sums in another order: 1e-5 of values of order 1, and somewhat more after the UNet's forty layers.
+    torch.testing.assert_close(context, expected, rtol=1e-4, atol=1e-5)
+    x = torch.randn(len(prompts), 4, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for t in (20, 980):
+            torch.testing.assert_close(
+                mini.unet(x, t, context), theirs.unet(x, t, context).sample, rtol=1e-4, atol=1e-4
+            )
+        latent = theirs.vae.encode(torch.tanh(x[:1, :3].repeat_interleave(8, 2).repeat_interleave(8, 3)))
+        scaled = latent.latent_dist.mean * theirs.vae.config.scaling_factor
+        image = theirs.vae.decode(x[:1] / theirs.vae.config.scaling_factor).sample
+    ours = mini.encode(torch.tanh(x[:1, :3].repeat_interleave(8, 2).repeat_interleave(8, 3)))
+    torch.testing.assert_close(ours, scaled, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(mini.decode(x[:1]), image, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(theirs.scheduler.alphas_cumprod.double(), mini.alphas_cumprod, rtol=1e-4, atol=0)
+
+
+def test_the_prompt_decides_what_is_drawn_and_guidance_means_something(mini):
+    """At the first step the prompts already part, and each from the empty one: the text tower has learned."""
+    prompts = ["", *(captions[0] for captions in data.CAPTIONS.values())]
+    x = torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(0)).expand(len(prompts), -1, -1, -1)
+    with torch.no_grad():
+        eps = mini.unet(x, 900, mini.embed(prompts)).flatten(1)
+    distance = torch.cdist(eps, eps) / eps.norm(dim=1).mean()
+    by_modality = distance[1:3, 3:]  # MRI prompts against ultrasound prompts
+    # Rounding alone parts two prompts by 1e-6.
+    assert by_modality.min() > 1e-2 and distance[0, 1:].min() > 1e-3
+
+
+@pytest.mark.parametrize("example", mini_examples.EXAMPLES, ids=lambda example: example.name)
+def test_the_examples_are_what_the_checkpoint_draws(mini, tmp_path, example):
+    row = mini_examples.write_example(mini, example, tmp_path)
+    shipped = {entry["id"]: entry for entry in map(json.loads, EXAMPLES.read_text().splitlines())}
+    assert shipped[example.name] == row
+    for role in ("background", "object"):
+        drawn, kept = (read_scan(folder / row[role]).pixels.astype(int) for folder in (tmp_path, EXAMPLES.parent))
+        # Another number of threads, or another CPU, sums in another order; 20 steps let that grow to a grey level.
+        assert np.abs(drawn - kept).max() <= 2
+    assert np.array_equal(*(read_mask(folder / row["object_mask"]) for folder in (tmp_path, EXAMPLES.parent)))
+
+
+def test_the_demo_runs_as_shipped(tmp_path):
+    assert cli.main(["demo", "--out", str(tmp_path), "--quiet"]) == 0
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert all(entry["converged"] for entry in record["inversion"].values())
+    assert Image.open(tmp_path / "composite.png").size == (256, 256)
+
+
+@pytest.fixture
+def drawn(tmp_path, monkeypatch):
+    """The two datasets in small, all but the scans numbered 0 held out."""
+    draw_br35h(tmp_path / "br35h", each=4)
+    draw_busi(tmp_path / "busi", each=4)
+    names = {"no": "no{}", "yes": "y{}", "normal": "normal ({})", "benign": "benign ({})"}
+    held_out = [f"{kind}/{name.format(number)}.png" for kind, name in names.items() for number in range(1, 4)]
+    (tmp_path / "held_out.txt").write_text("\n".join(held_out))
+    monkeypatch.setattr(data, "HELD_OUT_LIST", tmp_path / "held_out.txt")
+    return tmp_path
+
+
+def test_the_cards_pairs_are_of_held_out_scans(drawn):
+    pairs = mini_pairs.held_out_pairs(drawn, 3)
+    assert list(pairs) == [f"{name}-{number:03d}" for name in ("br35h", "busi") for number in range(3)]
+    names = {Path(scan.name).name for sample in pairs.values() for scan in (sample.background, sample.obj)}
+    assert len(names) == 12 and not any("0" in name for name in names)
+
+
+def test_the_cards_picture_shows_no_scan(drawn):
+    """Copy-paste went through the autoencoder, which here makes 8 x 8 blocks; the rest is the method's own."""
+    model, pairs = FakeModel(image_size=96), mini_pairs.held_out_pairs(drawn, 2)
+    medians = mini_pairs.compare_with_paste(model, pairs, drawn / "compositions.png")
+    assert Image.open(drawn / "compositions.png").size == (2 * 3 * 200, 2 * 220)
+    assert set(medians) == {"copy-paste, reproduced", "ours"}
+    assert all(np.isfinite(values["psnr_bg"]) for values in medians.values())
+    sample = pairs["br35h-000"]
+    (shown,) = mini_pairs.reproduced_paste(model, [sample], Settings())
+    placed = place(sample.background, sample.obj, sample.object_mask, sample.user_mask)
+    pasted = np.where(placed.object_mask, shown.placed, sample.background.pixels).astype(float)
+    blocks = pasted[:96, :96].reshape(12, 8, 12, 8).mean((1, 3))
+    # Canvas and scan are of one size but for the longer side, which is resampled; edges of blocks blur.
+    reproduced = shown.image[:96, :96].astype(float).reshape(12, 8, 12, 8).mean((1, 3))
+    assert np.abs(reproduced - blocks).mean() < 8 and np.abs(shown.image.astype(float) - pasted).mean() > 4

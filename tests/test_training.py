@@ -220,6 +220,7 @@ def test_psnr_of_a_known_error():
 
 def test_the_card_measures_the_exported_checkpoint(run, scans, monkeypatch):
     monkeypatch.setattr(mini_card, "CLASSIFIER_STEPS", 2)
+    monkeypatch.setattr(mini_card, "SWEEPS", 200)  # random weights take more than trained ones
     options = ["--data", str(scans), "--out", str(run / "card"), "--model", str(run / "checkpoint")]
     monkeypatch.setattr(sys, "argv", ["mini_card", *options, "--samples", "16", "--inversions", "1", "--pairs", "0"])
     mini_card.main()
@@ -229,8 +230,9 @@ def test_the_card_measures_the_exported_checkpoint(run, scans, monkeypatch):
     assert figures["reconstruction"]["ultrasound"]["scans"] == 3
     inversion = figures["inversion"]
     for prompt in ("exceptional", "null", "text"):
-        # The exact inverse stops at 2e-6 in float32; the reversed solver is no inverse.
-        assert inversion[f"{prompt}, joint"]["worst"] < 1e-5 < inversion[f"{prompt}, naive"]["median"]
+        # The exact inverse stops at the card's tolerance; the reversed solver is no inverse.
+        assert inversion[f"{prompt}, joint"]["worst"] <= mini_card.TOLERANCE
+        assert inversion[f"{prompt}, joint"]["worst"] < inversion[f"{prompt}, naive"]["median"]
     with Image.open(run / "card" / "samples_malignant.png") as sheet:
         assert sheet.size == (256, 256)  # 4 x 4 pictures of 64 pixels
 

@@ -67,7 +67,7 @@ def draw(model: sd21.StableDiffusion, prompt: str, count: int, seed: int) -> Ten
 
 def write_sheet(images: Tensor, path: Path, columns: int = 4) -> None:
     """The first 16 images, (N, 3, H, W) in [-1, 1], side by side as one grey picture."""
-    grey = ((images[:16].mean(1) + 1) * 127.5).round().to(torch.uint8)
+    grey = data.to_pixels(images[:16])
     rows = [torch.cat(list(row), dim=1) for row in grey.split(columns) if len(row) == columns]
     Image.fromarray(torch.cat(rows).numpy()).save(path)
 

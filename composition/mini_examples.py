@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import sd21
-from sd21.training.data import CAPTIONS, IMAGE_SIZE
+from sd21.training.data import CAPTIONS, IMAGE_SIZE, to_pixels
 
 from .datasets.br35h import via_mask
 from .files import write_text
@@ -42,7 +42,7 @@ def write_example(model: sd21.StableDiffusion, example: Example, folder: Path) -
     files = {role: f"{example.name}_{role}.png" for role in ("background", "object", "object_mask")}
     for role, (kind, seed) in (("background", example.background), ("object", example.obj)):
         (image,) = draw(model, CAPTIONS[kind][0], 1, seed)
-        write_image(folder / files[role], ((image.mean(0) + 1) * 127.5).round().byte().numpy())
+        write_image(folder / files[role], to_pixels(image).numpy())
     cx, cy, rx, ry = example.tumour
     ellipse = {"shape_attributes": {"name": "ellipse", "cx": cx, "cy": cy, "rx": rx, "ry": ry}}
     write_image(folder / files["object_mask"], via_mask([ellipse], (IMAGE_SIZE, IMAGE_SIZE)))

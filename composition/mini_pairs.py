@@ -46,7 +46,7 @@ def held_out_part(dataset: Dataset, held_out: set[str]) -> Dataset:
 
 def held_out_pairs(root: Path, count: int) -> dict[str, Sample]:
     """The first `count` pairs of each modality, by id. root: the folder that holds br35h/ and busi/."""
-    held_out = set(data.HELD_OUT_LIST.read_text().splitlines())
+    held_out = data.held_out_names()
     datasets = (read_br35h(root / "br35h"), read_busi(root / "busi"))
     with TemporaryDirectory() as folder:
         built = build_benchmark(folder, [(held_out_part(dataset, held_out), count) for dataset in datasets])
@@ -85,7 +85,7 @@ def sheet(pairs: dict[str, Sample], pasted: list[Composition], ours: list[Compos
     """For each pair copy-paste with the outline of the tumour's mask, copy-paste, ours; two pairs a row."""
     width, height = 3 * (CELL + GAP), CELL + CAPTION_HEIGHT + GAP
     rows = -(-len(pairs) // SAMPLES_A_ROW)
-    picture = Image.new("L", (SAMPLES_A_ROW * width, rows * height), 255).convert("RGB")
+    picture = Image.new("RGB", (SAMPLES_A_ROW * width, rows * height), "white")
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=12)
     for number, ((name, sample), paste, our) in enumerate(zip(pairs.items(), pasted, ours, strict=True)):
         row, column = divmod(number, SAMPLES_A_ROW)

@@ -34,16 +34,15 @@ def test_diffusers_loads_the_shipped_folder_and_agrees(mini):
     # float32 sums in another order: 1e-5 of values of order 1, and somewhat more after the UNet's forty layers.
     torch.testing.assert_close(context, expected, rtol=1e-4, atol=1e-5)
     x = torch.randn(len(prompts), 4, 32, 32, generator=torch.Generator().manual_seed(0))
+    picture = torch.tanh(x[:1, :3].repeat_interleave(8, 2).repeat_interleave(8, 3))
     with torch.no_grad():
         for t in (20, 980):
             torch.testing.assert_close(
                 mini.unet(x, t, context), theirs.unet(x, t, context).sample, rtol=1e-4, atol=1e-4
             )
-        latent = theirs.vae.encode(torch.tanh(x[:1, :3].repeat_interleave(8, 2).repeat_interleave(8, 3)))
-        scaled = latent.latent_dist.mean * theirs.vae.config.scaling_factor
+        scaled = theirs.vae.encode(picture).latent_dist.mean * theirs.vae.config.scaling_factor
         image = theirs.vae.decode(x[:1] / theirs.vae.config.scaling_factor).sample
-    ours = mini.encode(torch.tanh(x[:1, :3].repeat_interleave(8, 2).repeat_interleave(8, 3)))
-    torch.testing.assert_close(ours, scaled, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(mini.encode(picture), scaled, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(mini.decode(x[:1]), image, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(theirs.scheduler.alphas_cumprod.double(), mini.alphas_cumprod, rtol=1e-4, atol=0)
 

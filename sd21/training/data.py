@@ -100,9 +100,14 @@ def find_scans(root: str | Path) -> list[Scan]:
     return scans
 
 
+def held_out_names() -> set[str]:
+    """The names of the scans that are held out, "kind/file name"."""
+    return set(HELD_OUT_LIST.read_text().splitlines())
+
+
 def split(scans: list[Scan]) -> tuple[list[Scan], list[Scan]]:
     """(training scans, held-out scans), by the list in `held_out.txt`."""
-    held_out = set(HELD_OUT_LIST.read_text().splitlines())
+    held_out = held_out_names()
     return [s for s in scans if s.name not in held_out], [s for s in scans if s.name in held_out]
 
 
@@ -127,6 +132,11 @@ def load_pixels(scans: list[Scan], size: int = IMAGE_SIZE) -> torch.Tensor:
 def to_images(pixels: torch.Tensor) -> torch.Tensor:
     """Grey levels (B, H, W), uint8, to what the VAE takes: (B, 3, H, W), float32 in [-1, 1]."""
     return (pixels.float() / 127.5 - 1).unsqueeze(1).expand(-1, 3, -1, -1)
+
+
+def to_pixels(images: torch.Tensor) -> torch.Tensor:
+    """Back from images (..., 3, H, W) in [-1, 1] to grey levels (..., H, W), uint8."""
+    return ((images.mean(-3) + 1) * 127.5).round().to(torch.uint8)
 
 
 def twin_groups(pixels: torch.Tensor) -> list[int]:

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from sd21.training import data
 
-from .baselines.copy_paste import pasted_values
+from .baselines.copy_paste import pasted_image
 from .benchmark.measures import measure_composite
 from .benchmark.networks import Networks
 from .canvas import Composition, Job, Sample, encode, on_canvases, to_scans
@@ -26,7 +26,6 @@ from .datasets import Dataset, build_benchmark, read_br35h, read_busi
 from .figures import GAP, TUMOUR_COLOUR, eight_bit, outlined
 from .images import Scan
 from .manifest import read_manifest
-from .placement import to_canvas
 from .settings import Settings
 
 CELL, CAPTION_HEIGHT, SAMPLES_A_ROW = 192, 20, 2
@@ -58,7 +57,7 @@ def reproduced_paste(model, samples: Sequence[Sample], settings: Settings) -> li
     """Copy-paste, encoded and decoded."""
 
     def run(jobs: list[Job], token: int) -> list[Composition]:
-        images = [to_canvas(pasted_values(job), job.background.shape[1:]).to(model.device) for job in jobs]
+        images = [pasted_image(job) for job in jobs]
         latents, none = encode(model, images, settings, {}), [{}] * len(jobs)
         return to_scans(model, jobs, latents, token, settings, inversion=none, nfe=none, seconds={})
 

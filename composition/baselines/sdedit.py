@@ -9,10 +9,9 @@ from solvers import denoise
 from ..canvas import Composition, Job, Sample, encode, on_canvases, timed, to_scans
 from ..compose import text_prediction
 from ..inversions import sampler
-from ..placement import to_canvas
 from ..settings import Settings
 from . import noise
-from .copy_paste import pasted_values
+from .copy_paste import pasted_image
 
 # Neither paper says what it took. Meng et al. find 0.3 to 0.6 to work well (section 3.2).
 STRENGTH = 0.5
@@ -41,7 +40,7 @@ def sdedit(
 
     def run(jobs: list[Job], token: int) -> list[Composition]:
         seconds: dict[str, float] = {}
-        images = [to_canvas(pasted_values(job), job.background.shape[1:]).to(model.device) for job in jobs]
+        images = [pasted_image(job) for job in jobs]
         pasted = encode(model, images, settings, seconds)
         with timed(seconds, "composition", model.device):
             grid, table = sampler(model, settings)

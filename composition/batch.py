@@ -16,24 +16,20 @@ depend on what else was made, and records hold no times. One run at a time may w
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 
 import torch.distributed as dist
-from tqdm import tqdm
 
 from . import record
 from .baselines import METHODS
 from .files import remove_partial, write_json, write_text
 from .images import write_image
 from .manifest import Row, read_manifest
+from .ranks import Ranks
 from .settings import Settings
 from .store import InversionStore
-
-FOREVER = timedelta(days=365)  # where a rank dies torchrun ends the others, so nobody waits in vain
 
 
 @dataclass(frozen=True)
@@ -69,45 +65,30 @@ def run_batch(
         ones in memory. Rows are taken by background, so that those that share one come together.
     Returns the summary on rank 0, None on others. Raises OSError for a manifest or folder that cannot be used.
     """
-    store, rank, ranks = _meeting_point(out)
-    out = Path(out)
+    ranks, out = Ranks(f"batch {out}"), Path(out)
+    store = ranks.store
     rows, errors = read_manifest(manifest, settings)
     total = len(rows) + len(errors)
-    if rank == 0:
+    if ranks.rank == 0:
         for name in ("images", "masks", "records"):
             (out / name).mkdir(parents=True, exist_ok=True)
         remove_partial(out)
-        store.set("ready", "")
-    store.wait(["ready"])
+    ranks.begin()
 
     if rows:
         model, inversions = load_model(), InversionStore(cache)
         queue = sorted(rows, key=lambda row: str(row.request.files["background"]))
-        with tqdm(total=len(queue), desc=out.name, disable=quiet or rank > 0) as bar:
-            while (number := store.add("taken", 1) - 1) < len(queue):
-                row = queue[number]
-                store.set(f"error {row.line}", _attempt(row, out, model, method, inversions, store))
-                bar.update(store.add("finished", 1) - bar.n)
-    store.set(f"left {rank}", "")
-    if rank > 0:
+        for row in ranks.share(queue, title=out.name, quiet=quiet):
+            store.set(f"error {row.line}", _attempt(row, out, model, method, inversions, store))
+    ranks.finish()
+    if ranks.rank > 0:
         return None
     for row in rows:
         if message := store.get(f"error {row.line}").decode():
             errors[row.line] = message
-    store.wait([f"left {other}" for other in range(ranks)])
     _write_tables(out, [row for row in rows if row.line not in errors], errors)
     counts = {name: store.add(name, 0) for name in ("written", "kept", "reused", "saved_nfe")}
     return Summary(rows=total, bad=len(errors), **counts)
-
-
-def _meeting_point(out: str | Path) -> tuple[dist.Store, int, int]:
-    """A key-value store with atomic counters that all ranks share, this rank, and how many there are."""
-    if not dist.is_torchelastic_launched():
-        return dist.HashStore(), 0, 1
-    store, rank, ranks = next(dist.rendezvous("env://", timeout=FOREVER))
-    # One process may run one batch after another. And torchrun --max-restarts hands the restarted ranks the store of
-    # those that died, with their counts in it.
-    return dist.PrefixStore(f"{os.environ['TORCHELASTIC_RESTART_COUNT']} {out}", store), rank, ranks
 
 
 def _attempt(row: Row, out: Path, model, method: str, inversions: InversionStore, store: dist.Store) -> str:

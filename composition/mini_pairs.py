@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from sd21.training import data
 
 from .baselines.copy_paste import pasted_image
-from .benchmark.measures import measure_composite
+from .benchmark.measures import measure_composites
 from .benchmark.networks import Networks
 from .canvas import Composition, Job, Sample, encode, on_canvases, to_scans
 from .compose import compose_batch
@@ -73,7 +73,7 @@ def compare_with_paste(model, pairs: dict[str, Sample], path: Path) -> dict:
     medians = {}
     for name, composed in results.items():
         of = [
-            measure_composite(sample, Scan(composition.image), Networks(None, None, {}))
+            measure_composites(sample, [Scan(composition.image)], Networks(None, None, {}))[0]
             for sample, composition in zip(samples, composed, strict=True)
         ]
         medians[name] = {column: float(np.nanmedian([values[column] for values in of])) for column in of[0]}

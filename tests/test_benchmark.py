@@ -15,11 +15,13 @@ from PIL import Image
 
 from composition.baselines import METHODS
 from composition.benchmark import Networks
-from composition.benchmark.measures import measure_composite
+from composition.benchmark.measures import measure_all, measure_composites
+from composition.benchmark.variants import methods
 from composition.images import Scan, read_scan
 from composition.manifest import read_manifest
 from composition.metrics import COLUMNS
 from composition.placement import place
+from composition.ranks import Ranks
 
 ON_DOUBLE = ("copy-paste", "blended", "sdedit", "published", "ours")
 UNMEASURED = [name for name in COLUMNS if name.startswith(("lpips", "clip"))]
@@ -155,23 +157,50 @@ def test_composites_are_measured_as_stored(whole):
     row = rows[0]
     sample = row.request.read()
     composite = read_scan(whole[0] / "runs" / "ours" / "images" / f"{row.id}.png")
-    values = measure_composite(sample, composite, WITHOUT)
+    (values,) = measure_composites(sample, [composite], WITHOUT)
     background = sample.background
     outside = ~sample.user_mask
     squared = ((composite.pixels.astype(float) - background.pixels)[outside] ** 2).mean()
     assert values["psnr_bg"] == pytest.approx(10 * math.log10(255**2 / squared), rel=1e-6)  # float32 images
     placed = place(background, sample.obj, sample.object_mask, sample.user_mask).image
     perfect = Scan(background.render(placed, grayscale=True))
-    assert measure_composite(sample, perfect, WITHOUT)["psnr_fg"] == math.inf
+    assert measure_composites(sample, [composite, perfect], WITHOUT)[1]["psnr_fg"] == math.inf
 
 
 def test_a_second_run_changes_nothing_and_runs_nothing(parts, whole, again, monkeypatch):
     before = tree(again)
-    monkeypatch.setattr("composition.benchmark.measures.measure_composite", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr("composition.benchmark.measures.measure_composites", lambda *_: pytest.fail("measured again"))
     model = FakeModel()
     assert run(parts, again, *ON_DOUBLE, model=model, ablations=True) == []
     assert model.rows == 0
     assert tree(again) == before
+
+
+class OddRows(Ranks):
+    """The rank that takes every second item, beside one that has not begun."""
+
+    def __init__(self):
+        super().__init__("odd rows")
+        self.rank = 1
+
+    def share(self, items, **_):
+        yield from items[1::2]
+
+
+def test_a_rank_measures_its_share_and_rank_0_finds_it(parts, whole, again, monkeypatch):
+    shutil.rmtree(again / "runs" / "ours" / "measures")
+    rows, _ = read_manifest(again / "samples" / "manifest.jsonl", SETTINGS)
+    (line,) = methods(["ours"], SETTINGS).lines
+    assert measure_all(rows, [line.variant], again / "runs", WITHOUT, OddRows(), quiet=True) is None
+    measured = {path.stem for path in (again / "runs" / "ours" / "measures").iterdir()}
+    assert measured == {row.id for row in rows[1::2]}
+    asked = []
+    monkeypatch.setattr(
+        "composition.benchmark.measures.measure_composites",
+        lambda sample, *rest: asked.append(sample) or measure_composites(sample, *rest),
+    )
+    assert run(parts, again, *ON_DOUBLE, ablations=True) == []
+    assert len(asked) == len(rows) - len(measured) and tree(again) == tree(whole[0])
 
 
 class MeanDifference(torch.nn.Module):

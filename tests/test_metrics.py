@@ -126,7 +126,7 @@ def test_columns_look_where_their_definitions_say():
 
     def columns(image):
         given = (image, background, placed, object_mask, user_mask, "four")
-        return measure(*given, lpips=Distance(), clip=Brightness())
+        return measure(*given, lpips=Distance(), clip=Brightness())[0]
 
     before = columns(composite)
     assert list(before) == list(COLUMNS)
@@ -143,9 +143,19 @@ def test_columns_look_where_their_definitions_say():
         assert {name for name in COLUMNS if after[name] != before[name]} - {"seam_user"} == moved
 
 
+def test_composites_of_one_sample_are_measured_each_by_itself():
+    background, placed, mask = drawn_image(40), drawn_image(40, 2), box(40, (12, 26), (12, 28))
+    composites = torch.cat([background, torch.where(mask, placed, background), placed])
+
+    def figures(images):
+        return measure(images, background, placed, mask, mask, "four", lpips=Distance(), clip=Brightness())
+
+    assert figures(composites) == [figures(composite)[0] for composite in composites.split(1)]
+
+
 def test_columns_of_networks_that_are_not_given_are_absent():
     image, mask = drawn_image(40), box(40, (12, 26), (12, 28))
-    values = measure(image, image, image, mask, mask, "prompt")
+    (values,) = measure(image, image, image, mask, mask, "prompt")
     assert set(values) == {name for name in COLUMNS if not name.startswith(("lpips", "clip"))}
     assert values["psnr_bg"] == values["psnr_fg"] == math.inf
     assert values["ssim_bg"] == pytest.approx(1, abs=1e-9) and values["ssim_fg"] == pytest.approx(1, abs=1e-9)

@@ -62,6 +62,9 @@ def test_a_batch_is_its_rows(shift_tolerant):
     a, b = (torch.cat([drawn_image(64, variant) for variant in variants]) for variants in ((0, 1), (1, 2)))
     single = torch.cat([shift_tolerant(a[[row]], b[[row]]) for row in (0, 1)])
     torch.testing.assert_close(shift_tolerant(a, b), single, rtol=1e-5, atol=1e-6)  # as FLOAT32
+    with_one = torch.cat([shift_tolerant(a[[row]], b[:1]) for row in (0, 1)])
+    torch.testing.assert_close(shift_tolerant(a, b[:1]), with_one, rtol=1e-5, atol=1e-6)
+    assert with_one[1] != single[1]
 
 
 @needs_weights
@@ -127,8 +130,9 @@ def test_published_lpips_is_the_published_code_s(tmp_path):
         published_lpips(tmp_path / "alexnet.pth", tmp_path / "alexnet.pth")
     with pytest.raises(ValueError, match="at least 63 pixels"):
         lpips(torch.zeros(1, 3, 62, 80), torch.zeros(1, 3, 62, 80))
-    with pytest.raises(ValueError, match="one shape"):
-        lpips(torch.zeros(1, 3, 64, 64), torch.zeros(2, 3, 64, 64))
+    for shape in ((2, 3, 64, 64), (1, 3, 64, 70)):
+        with pytest.raises(ValueError, match="as many of their shape or with one"):
+            lpips(torch.zeros(1, 3, 64, 64), torch.zeros(shape))
 
 
 def test_blur_pool_by_hand():

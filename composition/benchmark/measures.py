@@ -9,8 +9,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
-from tqdm import tqdm
 
 from ..canvas import Sample, placed_object
 from ..files import sha256, write_json, write_text
@@ -18,6 +18,7 @@ from ..images import Scan, read_scan, values_of
 from ..manifest import Row
 from ..metrics import COLUMNS, measure
 from ..placement import place
+from ..ranks import Ranks
 from .networks import Networks
 from .variants import Variant
 
@@ -31,39 +32,69 @@ def composed(folder: Path) -> dict[str, dict]:
 
 
 def measure_all(
-    rows: Sequence[Row], variants: Sequence[Variant], runs: Path, networks: Networks, *, quiet: bool
-) -> tuple[list[dict], list[dict]]:
-    """Measure every composite that has not been measured with these networks.
+    rows: Sequence[Row], variants: Sequence[Variant], runs: Path, networks: Networks, ranks: Ranks, *, quiet: bool
+) -> tuple[list[dict], list[dict]] | None:
+    """Measure every composite that has not been measured with these networks. The ranks share the samples out.
 
-    Returns an entry for each composite, of IDENTITY and the COLUMNS that could be measured (inf and nan included), and
-    the errors: {"variant", "id", "error"}.
+    Returns, on rank 0, an entry for each composite, of IDENTITY and the COLUMNS that could be measured (inf and nan
+    included), and the errors: {"variant", "id", "error"}; None on others.
     """
     records = {variant.name: composed(runs / variant.name) for variant in variants}
+    for row in ranks.share(rows, title="measuring", quiet=quiet):
+        _measure_sample(row, records, runs, networks)
+    ranks.finish()
+    if ranks.rank > 0:
+        return None
     entries, errors = [], []
-    for row in tqdm(rows, desc="measuring", disable=quiet):
-        sample = None  # read once for all variants, and only where one is to be measured
-        for variant in variants:
-            record = records[variant.name].get(row.id)
-            if record is None:
-                continue
-            try:
-                folder = runs / variant.name
-                asked = {"composite": sha256(folder / record["file_name"]), "networks": networks.names}
-                path = folder / "measures" / f"{row.id}.json"
-                values = _kept(path, asked)
-                if values is None:
-                    sample = sample or row.request.read()
-                    values = measure_composite(sample, read_scan(folder / record["file_name"]), networks)
-                    path.parent.mkdir(exist_ok=True)
-                    written = {name: v if math.isfinite(v) else str(v) for name, v in values.items()}  # for JSON
-                    write_json(path, {**asked, "values": written})
-            except Exception as error:  # as in batch: whatever is wrong with one, the others go on
-                errors.append({"variant": variant.name, "id": row.id, "error": f"{type(error).__name__}: {error}"})
-                continue
-            nfe = record["nfe"]
-            identity = (row.id, dataset_of(row.id), variant.name, nfe["inversion"], nfe["composition"])
-            entries.append(dict(zip(IDENTITY, identity, strict=True)) | values)
+    for row in rows:
+        # All is kept by now but for what failed, which fails again and is told.
+        values, failed = _measure_sample(row, records, runs, networks)
+        errors += failed
+        for variant in values:
+            nfe = records[variant][row.id]["nfe"]
+            identity = (row.id, dataset_of(row.id), variant, nfe["inversion"], nfe["composition"])
+            entries.append(dict(zip(IDENTITY, identity, strict=True)) | values[variant])
     return entries, errors
+
+
+def _measure_sample(
+    row: Row, records: dict[str, dict[str, dict]], runs: Path, networks: Networks
+) -> tuple[dict[str, dict[str, float]], list[dict]]:
+    """The metrics of one sample's composites, by variant, and the errors. Those not at hand are measured together."""
+    values, missing, errors = {}, {}, []
+    for variant in (name for name, of in records.items() if row.id in of):
+        try:
+            file = runs / variant / records[variant][row.id]["file_name"]
+            asked = {"composite": sha256(file), "networks": networks.names}
+            kept = _kept(_path(runs, variant, row), asked)
+            if kept is None:
+                missing[variant] = asked, read_scan(file)
+            else:
+                values[variant] = kept
+        except Exception as error:  # as in batch: whatever is wrong with one, the others go on
+            errors.append(_failure(variant, row, error))
+    if missing:
+        try:
+            measured = measure_composites(
+                row.request.read(), [composite for _, composite in missing.values()], networks
+            )
+            for (variant, (asked, _)), figures in zip(missing.items(), measured, strict=True):
+                path = _path(runs, variant, row)
+                path.parent.mkdir(exist_ok=True)
+                written = {name: v if math.isfinite(v) else str(v) for name, v in figures.items()}  # for JSON
+                write_json(path, {**asked, "values": written})
+                values[variant] = figures
+        except Exception as error:
+            errors += [_failure(variant, row, error) for variant in missing]
+    return values, errors
+
+
+def _path(runs: Path, variant: str, row: Row) -> Path:
+    return runs / variant / "measures" / f"{row.id}.json"
+
+
+def _failure(variant: str, row: Row, error: Exception) -> dict[str, str]:
+    return {"variant": variant, "id": row.id, "error": f"{type(error).__name__}: {error}"}
 
 
 def dataset_of(sample: str) -> str:
@@ -71,16 +102,20 @@ def dataset_of(sample: str) -> str:
     return sample.rsplit("-", 1)[0]
 
 
-def measure_composite(sample: Sample, composite: Scan, networks: Networks) -> dict[str, float]:
-    """The metrics of one composite, given as the pixels that were stored."""
+def measure_composites(sample: Sample, composites: Sequence[Scan], networks: Networks) -> list[dict[str, float]]:
+    """The metrics of composites of one sample, given as the pixels that were stored."""
     background = sample.background
     placement = place(background, sample.obj, sample.object_mask, sample.user_mask)
-    # In the background's bit depth and window, as all methods write, so that a pixel that was kept is equal.
-    images = (composite.pixels, background.pixels, placed_object(sample, placement))
-    masks = (placement.object_mask, sample.user_mask)
+
+    def image(pixels: np.ndarray) -> torch.Tensor:
+        # In the background's bit depth and window, as all methods write, so that a pixel that was kept is equal.
+        return torch.from_numpy(values_of(pixels, background.window)).permute(2, 0, 1)
+
     return measure(
-        *(torch.from_numpy(values_of(pixels, background.window)).permute(2, 0, 1)[None] for pixels in images),
-        *(torch.from_numpy(mask)[None, None] for mask in masks),
+        torch.stack([image(composite.pixels) for composite in composites]),
+        image(background.pixels)[None],
+        image(placed_object(sample, placement))[None],
+        *(torch.from_numpy(mask)[None, None] for mask in (placement.object_mask, sample.user_mask)),
         sample.prompt,
         lpips=networks.lpips,
         clip=networks.clip,

@@ -12,6 +12,7 @@ from ..batch import run_batch
 from ..datasets import Benchmark, build_benchmark, read_br35h, read_busi
 from ..files import atomic, remove_partial, write_json, write_text
 from ..manifest import Row, read_manifest
+from ..ranks import Ranks
 from ..settings import Settings
 from . import variants
 from .grid import grid
@@ -43,8 +44,8 @@ def run_benchmark(
 ) -> list[dict] | None:
     """Do whatever of the benchmark is not done yet, and write OUT as the package's docstring has it.
 
-    load_model: takes nothing, returns what sd21.load returns. Under torchrun the composites are shared out; rank 0
-    measures them.
+    load_model: takes nothing, returns what sd21.load returns. Under torchrun the composites are shared out, to be
+    made and then to be measured.
     Returns the failures, {"variant", "id", "error"}, on rank 0, None on others. Before the model is loaded, raises
     ValueError (DatasetError), OSError or ImportError for what cannot be done.
     """
@@ -60,10 +61,14 @@ def run_benchmark(
     assert not damaged, damaged  # we have just written it
 
     errors = _compose(benchmark, rows, wanted, out, functools.cache(load_model), quiet)
-    if errors is None:
+    ranks = Ranks(f"measure {out}")
+    if ranks.rank == 0:
+        remove_partial(out)
+    ranks.begin()
+    measured = measure_all(rows, wanted, out / "runs", networks, ranks, quiet=quiet)
+    if measured is None:
         return None
-    remove_partial(out)
-    entries, unmeasured = measure_all(rows, wanted, out / "runs", networks, quiet=quiet)
+    entries, unmeasured = measured
     errors += unmeasured
     write_csv(out / "samples.csv", entries)
     if errors:
@@ -77,8 +82,8 @@ def run_benchmark(
 
 def _compose(
     benchmark: Benchmark, rows: list[Row], wanted: list[Variant], out: Path, load_model: Callable, quiet: bool
-) -> list[dict] | None:
-    """Run `batch` for each variant. Returns what failed, on rank 0."""
+) -> list[dict]:
+    """Run `batch` for each variant. Returns what failed, on rank 0; nothing on others."""
     errors, ids = [], {row.line: row.id for row in rows}
     for variant in wanted:
         folder = out / "runs" / variant.name
@@ -94,7 +99,7 @@ def _compose(
         if summary is not None and summary.bad:
             failed = map(json.loads, (folder / "errors.jsonl").read_text(encoding="utf-8").splitlines())
             errors += [{"variant": variant.name, "id": ids[entry["line"]], "error": entry["error"]} for entry in failed]
-    return None if summary is None else errors
+    return errors
 
 
 def _report(

@@ -53,7 +53,7 @@ COLUMNS = {
 
 
 def measure(
-    composite: torch.Tensor,
+    composites: torch.Tensor,
     background: torch.Tensor,
     placed: torch.Tensor,
     object_mask: torch.Tensor,
@@ -62,37 +62,46 @@ def measure(
     *,
     lpips: LPIPS | None = None,
     clip: CLIP | None = None,
-) -> dict[str, float]:
-    """The COLUMNS of one composite; those of a network that is not given are absent.
+) -> list[dict[str, float]]:
+    """The COLUMNS of composites of one sample, by as many methods; those of a network that is not given are absent.
 
-    composite, background, placed: (1, 3, H, W) in [-1, 1], in the background's pixels. object_mask (of the placed
-    object), user_mask: (1, 1, H, W) bool. psnr is inf where nothing changed, ssim is nan where its
+    composites (N, 3, H, W), background, placed (1, 3, H, W): in [-1, 1], in the background's pixels. object_mask (of
+    the placed object), user_mask: (1, 1, H, W) bool. psnr is inf where nothing changed, ssim is nan where its
     window does not fit. Raises ValueError for other shapes, or an empty user mask.
     """
-    images = (composite, background, placed)
-    if len({image.shape for image in images}) > 1 or composite.ndim != 4 or composite.shape[:2] != (1, 3):
-        shapes = [tuple(image.shape) for image in images]
-        raise ValueError(f"expected composite, background and placed (1, 3, H, W) of one size, got {shapes}")
+    if composites.ndim != 4 or any(image.shape != (1, 3, *composites.shape[2:]) for image in (background, placed)):
+        shapes = [tuple(image.shape) for image in (composites, background, placed)]
+        raise ValueError(
+            f"expected composites (N, 3, H, W), background and placed (1, 3, H, W) of one size, got {shapes}"
+        )
     rows, columns = bounding_slices(user_mask)
     edited = torch.zeros_like(user_mask)
     edited[..., rows, columns] = True
-    values = {
-        "psnr_bg": psnr(composite, background, ~user_mask),
-        "psnr_fg": psnr(composite, placed, edited),
-        "ssim_bg": ssim(composite, background, ~user_mask),
-        "ssim_fg": ssim(composite, placed, edited),
-        "seam_object": seam(composite, background, placed, object_mask),
-        "seam_user": seam(composite, background, placed, user_mask),
-    }
-    crop, reference = (square(image[..., rows, columns], CROP_SIDE) for image in (composite, placed))
-    if lpips is not None:
-        outside = torch.where(user_mask, background, composite)
-        values["lpips_bg"] = lpips(square(outside, IMAGE_SIDE), square(background, IMAGE_SIDE))
-        values["lpips_fg"] = lpips(crop, reference)
-    if clip is not None:
-        values["clip_text"] = clip.text_similarity(composite, [prompt])
-        values["clip_image"] = clip.image_similarity(crop, reference)
-    return {name: float(values[name]) for name in COLUMNS if name in values}
+    reference = square(placed[..., rows, columns], CROP_SIDE)
+
+    def of_one(composite: torch.Tensor) -> dict[str, torch.Tensor]:
+        values = {
+            "psnr_bg": psnr(composite, background, ~user_mask),
+            "psnr_fg": psnr(composite, placed, edited),
+            "ssim_bg": ssim(composite, background, ~user_mask),
+            "ssim_fg": ssim(composite, placed, edited),
+            "seam_object": seam(composite, background, placed, object_mask),
+            "seam_user": seam(composite, background, placed, user_mask),
+        }
+        if clip is not None:
+            values["clip_text"] = clip.text_similarity(composite, [prompt])
+            values["clip_image"] = clip.image_similarity(square(composite[..., rows, columns], CROP_SIDE), reference)
+        return values
+
+    # One by one: how a batch is summed, and so the last bits, depends on its size.
+    found = [of_one(composite) for composite in composites.split(1)]
+    if lpips is not None:  # it goes one by one itself, and takes the reference's features once
+        outside = square(torch.where(user_mask, background, composites), IMAGE_SIDE)
+        crops = square(composites[..., rows, columns], CROP_SIDE)
+        distances = (lpips(outside, square(background, IMAGE_SIDE)), lpips(crops, reference))
+        for values, background_distance, crop_distance in zip(found, *distances, strict=True):
+            values |= {"lpips_bg": background_distance, "lpips_fg": crop_distance}
+    return [{name: float(values[name]) for name in COLUMNS if name in values} for values in found]
 
 
 def bounding_slices(mask: torch.Tensor) -> tuple[slice, slice]:

@@ -1,0 +1,48 @@
+"""The processes that torchrun starts, sharing work out; or one process without it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from typing import TypeVar
+
+import torch.distributed as dist
+from tqdm import tqdm
+
+Item = TypeVar("Item")
+FOREVER = timedelta(days=365)  # where a rank dies torchrun ends the others, so nobody waits in vain
+
+
+class Ranks:
+    """Those who work on one thing. name: the thing's, the same on all ranks and another for everything they do.
+
+    store: a key-value store with atomic counters that all ranks share. rank: of this process. count: of all.
+    """
+
+    def __init__(self, name: str):
+        if not dist.is_torchelastic_launched():
+            self.store, self.rank, self.count = dist.HashStore(), 0, 1
+            return
+        store, self.rank, self.count = next(dist.rendezvous("env://", timeout=FOREVER))
+        # torchrun --max-restarts hands the restarted ranks the store of those that died, with their counts in it.
+        self.store = dist.PrefixStore(f"{os.environ['TORCHELASTIC_RESTART_COUNT']} {name}", store)
+
+    def begin(self) -> None:
+        """Others wait here until rank 0, which has prepared what they need, comes."""
+        if self.rank == 0:
+            self.store.set("ready", "")
+        self.store.wait(["ready"])
+
+    def share(self, items: Sequence[Item], *, title: str, quiet: bool) -> Iterator[Item]:
+        """Of the same items on all ranks, those that this one is to do: each takes the next as it gets free."""
+        with tqdm(total=len(items), desc=title, disable=quiet or self.rank > 0) as bar:
+            while (number := self.store.add("taken", 1) - 1) < len(items):
+                yield items[number]
+                bar.update(self.store.add("finished", 1) - bar.n)
+
+    def finish(self) -> None:
+        """Rank 0 waits here until the others have come; they go on."""
+        self.store.set(f"left {self.rank}", "")
+        if self.rank == 0:
+            self.store.wait([f"left {other}" for other in range(self.count)])

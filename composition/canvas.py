@@ -113,6 +113,15 @@ def encode(model, images: list[torch.Tensor], settings: Settings, seconds: dict[
         return _in_pieces(model.encode, torch.stack(images), settings.max_batch)
 
 
+@torch.no_grad()
+def reproduce(model, values: np.ndarray) -> np.ndarray:
+    """An image as the model's autoencoder gives it back: values (H, W, 3) in [-1, 1] on both sides."""
+    size = values.shape[:2]
+    canvas = canvas_size(size, model.image_size, model.vae.config.factor)
+    image = to_canvas(values, canvas).to(model.device)
+    return from_canvas(model.decode(model.encode(image[None]))[0].float().cpu(), size)
+
+
 def to_scans(
     model,
     jobs: list[Job],

@@ -6,6 +6,7 @@ import math
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from benchmark_files import SAMPLES, SETTINGS, WITHOUT, draw, run
@@ -236,6 +237,29 @@ def test_a_changed_composite_is_measured_again_and_a_damaged_one_told(parts, aga
     found = {(entry["id"], entry["variant"]): entry for entry in read_csv(again)}
     assert found["busi-001", "sdedit"]["psnr_fg"] == found["busi-001", "copy-paste"]["psnr_fg"]
     assert ("br35h-000", "blended") not in found
+
+
+def test_a_grid_without_a_pixel_of_a_scan(parts, again, monkeypatch):
+    def columns() -> list[np.ndarray]:
+        """The grid's pictures by column: background, object and GRID_ORDER, without the text."""
+        with Image.open(again / "grid.png") as picture:
+            grid = np.asarray(picture.convert("RGB"))
+        groups = np.concatenate([grid[48:448], grid[472:]])  # captions 24; the prompt 24 and two samples of 200, twice
+        return np.split(groups[:, 8:], 7, axis=1)
+
+    before, black = columns(), []
+    monkeypatch.setattr(
+        "composition.benchmark.run.reproduce", lambda _, values: black.append(values) or np.full_like(values, -1)
+    )
+    assert run(parts, again, *ON_DOUBLE, reproduce=True) == []
+    after = columns()
+    assert len(black) == 3 * 2 * SAMPLES and all(np.abs(values).max() <= 1 for values in black)
+    for column, (old, new) in enumerate(zip(before, after, strict=True)):
+        if column < 3:  # background, object, copy-paste: black in white frames, with coloured outlines
+            grey = new[(new == new[..., :1]).all(axis=-1)]
+            assert set(grey[:, 0]) <= {0, 255} and (old != new).any()
+        else:
+            assert (old == new).all()
 
 
 def test_a_failing_sample_is_counted_and_the_rest_goes_on(parts, tmp_path, monkeypatch):

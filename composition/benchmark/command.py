@@ -46,6 +46,12 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         metavar="N,N,...",
         help="which samples of each dataset the grids show (default: 0,1,2,3)",
     )
+    parser.add_argument(
+        "--reproduce",
+        action="store_true",
+        help="in the grids show scans, and what is pasted of them, as the model's autoencoder gives them back: where no "
+        "pixel of a scan may be published",
+    )
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress bars, no messages")
     metrics = parser.add_argument_group("weights of the metrics; a metric without them is left out of the tables")
     metrics.add_argument(
@@ -74,7 +80,7 @@ def request_of(options: argparse.Namespace) -> Request:
         parts[name] = (folder, count)
     if not parts:
         raise DatasetError(f"name the folder of a dataset: {' or '.join(f'--{name}' for name in DATASETS)}")
-    return Request(parts, options.seed, options.methods, options.ablations, options.shown)
+    return Request(parts, options.seed, options.methods, options.ablations, options.shown, options.reproduce)
 
 
 def networks_of(options: argparse.Namespace) -> Networks:

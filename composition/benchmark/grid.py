@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from ..figures import GAP, TUMOUR_COLOUR, USER_COLOUR, eight_bit, outlined
-from ..images import read_scan
+from ..images import read_scan, values_of
 from ..manifest import Row
 from .measures import dataset_of
 from .variants import Line
@@ -16,11 +17,18 @@ from .variants import Line
 CELL, TEXT_HEIGHT = 192, 24  # pixels
 
 
-def grid(rows: Sequence[Row], lines: Sequence[Line], runs: Path, done: set[tuple[str, str]]) -> Image.Image:
+def grid(
+    rows: Sequence[Row],
+    lines: Sequence[Line],
+    runs: Path,
+    done: set[tuple[str, str]],
+    reproduce: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> Image.Image:
     """An RGB image: captions, then a group for each dataset, over it the prompt.
 
     The background shows the outline of the user mask, the object that of its own mask. done: the sound composites,
-    (id, variant); for another there is a cell that says so.
+    (id, variant); for another there is a cell that says so. reproduce: of values (H, W, 3) in [-1, 1] makes what is
+    shown in place of every image that has a scan's own pixels.
     """
     captions = ["background", "object", *(line.label for line in lines)]
     groups: dict[str, list[Row]] = {}
@@ -41,7 +49,7 @@ def grid(rows: Sequence[Row], lines: Sequence[Line], runs: Path, done: set[tuple
         write(f"{group[0].request.prompt} ({', '.join(row.id for row in group)})", width // 2, y + TEXT_HEIGHT // 2)
         y += TEXT_HEIGHT
         for row in group:
-            for column, cell in enumerate(_cells(row, lines, runs, done)):
+            for column, cell in enumerate(_cells(row, lines, runs, done, reproduce)):
                 if cell is None:
                     write("failed", _left(column) + CELL // 2, y + CELL // 2)
                 else:
@@ -50,17 +58,26 @@ def grid(rows: Sequence[Row], lines: Sequence[Line], runs: Path, done: set[tuple
     return figure
 
 
-def _cells(row: Row, lines: Sequence[Line], runs: Path, done: set) -> list[Image.Image | None]:
+def _cells(
+    row: Row, lines: Sequence[Line], runs: Path, done: set, reproduce: Callable | None
+) -> list[Image.Image | None]:
     sample = row.request.read()
     window = sample.background.window
+
+    def shown(pixels: np.ndarray, window: tuple[int, int], of_scan: bool = True) -> Image.Image:
+        values = values_of(pixels, window)
+        return eight_bit(reproduce(values) if reproduce and of_scan else values, (-1, 1))
+
     cells: list[Image.Image | None] = [
-        outlined(eight_bit(sample.background.pixels, window), sample.user_mask, USER_COLOUR),
-        outlined(eight_bit(sample.obj.pixels, sample.obj.window), sample.object_mask, TUMOUR_COLOUR),
+        outlined(shown(sample.background.pixels, window), sample.user_mask, USER_COLOUR),
+        outlined(shown(sample.obj.pixels, sample.obj.window), sample.object_mask, TUMOUR_COLOUR),
     ]
     for line in lines:
-        path = runs / line.variant.name / "images" / f"{row.id}.png"
-        sound = (row.id, line.variant.name) in done
-        cells.append(eight_bit(read_scan(path).pixels, window) if sound else None)
+        variant = line.variant
+        path = runs / variant.name / "images" / f"{row.id}.png"
+        of_scan = variant.method == "copy-paste" or variant.settings.preserve == "pixels"
+        sound = (row.id, variant.name) in done
+        cells.append(shown(read_scan(path).pixels, window, of_scan) if sound else None)
     return cells
 
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..batch import run_batch
+from ..canvas import reproduce
 from ..datasets import Benchmark, build_benchmark, read_br35h, read_busi
 from ..files import atomic, remove_partial, write_json, write_text
 from ..manifest import Row, read_manifest
@@ -30,13 +31,15 @@ GRID_ORDER = ("copy-paste", "sdedit", "blended", "tf-icon", "published", "ours")
 @dataclass(frozen=True)
 class Request:
     """parts: {one of READERS: (its folder, samples)}; seed: of the draw; methods: some of baselines.METHODS, in the
-    table's order; shown: the samples of the grids, by number within each dataset."""
+    table's order; shown: the samples of the grids, by number within each dataset; reproduce: show scans there, and what
+    is pasted of them, as the model's autoencoder gives them back."""
 
     parts: dict[str, tuple[Path, int]]
     seed: int
     methods: tuple[str, ...]
     ablations: bool
     shown: tuple[int, ...]
+    reproduce: bool = False
 
 
 def run_benchmark(
@@ -60,7 +63,8 @@ def run_benchmark(
     rows, damaged = read_manifest(benchmark.manifest, settings)
     assert not damaged, damaged  # we have just written it
 
-    errors = _compose(benchmark, rows, wanted, out, functools.cache(load_model), quiet)
+    load_model = functools.cache(load_model)
+    errors = _compose(benchmark, rows, wanted, out, load_model, quiet)
     ranks = Ranks(f"measure {out}")
     if ranks.rank == 0:
         remove_partial(out)
@@ -75,8 +79,9 @@ def run_benchmark(
         write_text(out / "errors.jsonl", "".join(json.dumps(error) + "\n" for error in errors))
     else:
         (out / "errors.jsonl").unlink(missing_ok=True)
+    reproduced = functools.partial(reproduce, load_model()) if request.reproduce else None
     for comparison in comparisons if entries else ():
-        _report(comparison, request, benchmark, rows, entries, networks, out)
+        _report(comparison, request, benchmark, rows, entries, networks, out, reproduced)
     return errors
 
 
@@ -110,6 +115,7 @@ def _report(
     entries: list[dict],
     networks: Networks,
     out: Path,
+    reproduced: Callable | None,
 ) -> None:
     counts = {name: count for name, (_, count) in request.parts.items()}
     table = tabulate(comparison, counts, entries, networks)
@@ -130,4 +136,4 @@ def _report(
     lines = sorted(comparison.lines, key=lambda line: GRID_ORDER.index(line.variant.method))
     name = "grid" if comparison.varied is None else f"{comparison.name}_grid"
     with atomic(out / f"{name}.png") as temporary:
-        grid(shown, lines, out / "runs", done).save(temporary)
+        grid(shown, lines, out / "runs", done, reproduced).save(temporary)

@@ -49,8 +49,8 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     parser.add_argument(
         "--reproduce",
         action="store_true",
-        help="in the grids show scans, and what is pasted of them, as the model's autoencoder gives them back: where no "
-        "pixel of a scan may be published",
+        help="in the grids show scans, and what is pasted of them, as the model's autoencoder gives them back, for "
+        "scans that may not be published",
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress bars, no messages")
     metrics = parser.add_argument_group("weights of the metrics; a metric without them is left out of the tables")

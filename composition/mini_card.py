@@ -2,8 +2,8 @@
 
 Writes CARD/figures.json, one picture of samples for each prompt, and compositions beside copy-paste. Everything is
 measured on the held-out split: how well the autoencoder reconstructs; whether a classifier trained on real scans tells
-the samples apart as it does real scans; the error of inverting and denoising real scans under the three prompts; and
-seams and fidelity of the compositions.
+the samples apart as it does real scans; seams and fidelity of the compositions; and the error of inverting scans and
+denoising them again under the three prompts. The same command goes on after a kill with what it has not measured yet.
 """
 
 import argparse
@@ -154,27 +154,49 @@ def main() -> None:
 
     model = sd21.load(arguments.model)
     training, held_out = data.split(data.find_scans(arguments.data))
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    figures = {"seed": arguments.seed, "reconstruction": reconstruction(model, held_out)}
-    figures["inversion"] = inversion_errors(model, data.evenly(held_out, arguments.inversions))
-    if arguments.pairs:
-        pairs = held_out_pairs(arguments.data, arguments.pairs)
-        figures["compositions"] = compare_with_paste(model, pairs, arguments.out / "compositions.png")
+    out, count = arguments.out, arguments.samples
 
-    classifier = train_classifier(
-        data.load_pixels(training), labels(training), data.sampling_weights(training), model.device, arguments.seed
-    )
-    real = data.to_images(data.load_pixels(held_out))
-    figures["classifier on held-out scans"] = recognised(classifier, real, labels(held_out))
-    drawn = []
-    for number, kind in enumerate(data.KINDS):
-        drawn.append(draw(model, data.CAPTIONS[kind][0], arguments.samples, arguments.seed + number))
-        write_sheet(drawn[-1], arguments.out / f"samples_{kind}.png")
-    kinds = torch.arange(len(data.KINDS)).repeat_interleave(arguments.samples)
-    figures["classifier on samples"] = recognised(classifier, torch.cat(drawn), kinds)
+    def compositions() -> dict:
+        return compare_with_paste(model, held_out_pairs(arguments.data, arguments.pairs), out / "compositions.png")
 
-    write_json(arguments.out / "figures.json", figures)
+    def classification() -> dict:
+        weights = data.sampling_weights(training)
+        seed = arguments.seed
+        classifier = train_classifier(data.load_pixels(training), labels(training), weights, model.device, seed)
+        drawn = []
+        for number, kind in enumerate(data.KINDS):
+            drawn.append(draw(model, data.CAPTIONS[kind][0], count, seed + number))
+            write_sheet(drawn[-1], out / f"samples_{kind}.png")
+        kinds = torch.arange(len(data.KINDS)).repeat_interleave(count)
+        real = data.to_images(data.load_pixels(held_out))
+        return {
+            "held-out scans": recognised(classifier, real, labels(held_out)),
+            "samples": recognised(classifier, torch.cat(drawn), kinds),
+        }
+
+    parts = {
+        "reconstruction": lambda: reconstruction(model, held_out),
+        "classifier": classification,
+        "compositions": compositions,
+        "inversion": lambda: inversion_errors(model, data.evenly(held_out, arguments.inversions)),
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    asked = {name: str(value) for name, value in vars(arguments).items()}
+    figures = kept_figures(out / "figures.json", asked)
+    for name, measure in parts.items():
+        if name not in figures and (name != "compositions" or arguments.pairs):
+            figures[name] = measure()
+            write_json(out / "figures.json", figures)
     print(json.dumps(figures, indent=2))
+
+
+def kept_figures(path: Path, asked: dict[str, str]) -> dict:
+    """What an earlier run with the same options measured before it was stopped."""
+    if path.exists():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found["asked"] == asked:
+            return found
+    return {"asked": asked}
 
 
 if __name__ == "__main__":

@@ -236,6 +236,17 @@ def test_the_card_measures_the_exported_checkpoint(run, scans, monkeypatch):
     with Image.open(run / "card" / "samples_malignant.png") as sheet:
         assert sheet.size == (256, 256)  # 4 x 4 pictures of 64 pixels
 
+    # Killed before the last part, it measures that alone; asked for anything else, it measures all.
+    del figures["inversion"]
+    (run / "card" / "figures.json").write_text(json.dumps(figures))
+    again = []
+    for part in ("reconstruction", "train_classifier", "inversion_errors"):
+        monkeypatch.setattr(mini_card, part, lambda *_, part=part: again.append(part) or inversion)
+    mini_card.main()
+    assert again == ["inversion_errors"]
+    assert json.loads((run / "card" / "figures.json").read_text()) == figures | {"inversion": inversion}
+    assert mini_card.kept_figures(run / "card" / "figures.json", {"seed": "1"}) == {"asked": {"seed": "1"}}
+
 
 def test_the_card_counts_what_the_classifier_tells_apart():
     def classifier(images):

@@ -17,7 +17,7 @@ from PIL import Image
 from composition.baselines import METHODS
 from composition.benchmark import Networks
 from composition.benchmark.measures import measure_all, measure_composites
-from composition.benchmark.variants import methods
+from composition.benchmark.variants import ABLATIONS, methods
 from composition.images import Scan, read_scan
 from composition.manifest import read_manifest
 from composition.metrics import COLUMNS
@@ -38,7 +38,7 @@ def parts(tmp_path_factory):
 def whole(parts, tmp_path_factory):
     """A whole benchmark with ablations, and the model that made it. Tests read it."""
     out, model = tmp_path_factory.mktemp("out") / "bench", FakeModel()
-    assert run(parts, out, *ON_DOUBLE, model=model, ablations=True) == []
+    assert run(parts, out, *ON_DOUBLE, model=model, ablations=ABLATIONS) == []
     return out, model
 
 
@@ -172,7 +172,7 @@ def test_a_second_run_changes_nothing_and_runs_nothing(parts, whole, again, monk
     before = tree(again)
     monkeypatch.setattr("composition.benchmark.measures.measure_composites", lambda *_: pytest.fail("measured again"))
     model = FakeModel()
-    assert run(parts, again, *ON_DOUBLE, model=model, ablations=True) == []
+    assert run(parts, again, *ON_DOUBLE, model=model, ablations=ABLATIONS) == []
     assert model.rows == 0
     assert tree(again) == before
 
@@ -200,7 +200,7 @@ def test_a_rank_measures_its_share_and_rank_0_finds_it(parts, whole, again, monk
         "composition.benchmark.measures.measure_composites",
         lambda sample, *rest: asked.append(sample) or measure_composites(sample, *rest),
     )
-    assert run(parts, again, *ON_DOUBLE, ablations=True) == []
+    assert run(parts, again, *ON_DOUBLE, ablations=ABLATIONS) == []
     assert len(asked) == len(rows) - len(measured) and tree(again) == tree(whole[0])
 
 

@@ -12,6 +12,7 @@ from composition_files import FAST, tree, write_tiny_model
 
 import sd21
 from composition import cli
+from composition.benchmark import command as benchmark_command
 from composition.benchmark import variants
 from composition.files import TEMPORARY
 from composition.settings import Settings
@@ -39,7 +40,7 @@ def command(folder: Path, *more: str) -> list[str]:
         (["--busi", "nowhere"], "expected BUSI in its published layout"),
         (["--busi-samples", "0"], "--busi-samples is a whole number from 1 up, got 0"),
         (["--br35h-samples", "3"], "2 samples can be drawn, 3 were asked for"),
-        (["--ablations", "--steps", "12"], "start is a whole number from 1 to 12, got 18"),
+        (["--ablations", "start", "--steps", "12"], "start is a whole number from 1 to 12, got 18"),
     ],
 )
 def test_what_cannot_be_met_is_told_before_the_model_loads(tmp_path, no_model, capsys, more, message):
@@ -53,6 +54,13 @@ def test_no_dataset_and_unknown_methods(tmp_path, no_model, capsys):
     with pytest.raises(SystemExit):
         cli.main(["benchmark", "--out", str(tmp_path), "--methods", "ours,dream"])
     assert "dream: not among copy-paste, blended" in capsys.readouterr().err
+
+
+def test_ablations_are_asked_for_by_name_or_all_at_once(tmp_path):
+    def asked(*more: str) -> tuple[str, ...]:
+        return benchmark_command.request_of(cli.build_parser().parse_args(command(tmp_path, *more))).ablations
+
+    assert (asked(), asked("--ablations"), asked("--ablations", "tau")) == ((), ("start", "tau"), ("tau",))
 
 
 def test_plots_need_their_extra_before_the_work(tmp_path, no_model, capsys, monkeypatch):

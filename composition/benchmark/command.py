@@ -12,6 +12,7 @@ from ..datasets import DatasetError
 from ..metrics.clip import SOURCE
 from .networks import Networks, find_networks
 from .run import Request
+from .variants import ABLATIONS
 
 DATASETS = {"br35h": 300, "busi": 100}  # and the paper's samples of each (section 5.1)
 
@@ -37,7 +38,10 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         "--methods", type=_methods, default=tuple(METHODS), help=f"some of {','.join(METHODS)} (default: all)"
     )
     parser.add_argument(
-        "--ablations", action="store_true", help="over T' and tau too, with plots (takes the extra plots)"
+        "--ablations",
+        nargs="*",
+        choices=tuple(ABLATIONS),
+        help="over T' (start) or tau too; over both where neither is named. With plots, which take the extra plots",
     )
     parser.add_argument(
         "--shown",
@@ -80,7 +84,8 @@ def request_of(options: argparse.Namespace) -> Request:
         parts[name] = (folder, count)
     if not parts:
         raise DatasetError(f"name the folder of a dataset: {' or '.join(f'--{name}' for name in DATASETS)}")
-    return Request(parts, options.seed, options.methods, options.ablations, options.shown, options.reproduce)
+    ablations = () if options.ablations is None else tuple(options.ablations or ABLATIONS)
+    return Request(parts, options.seed, options.methods, ablations, options.shown, options.reproduce)
 
 
 def networks_of(options: argparse.Namespace) -> Networks:

@@ -30,14 +30,17 @@ GRID_ORDER = ("copy-paste", "sdedit", "blended", "tf-icon", "published", "ours")
 
 @dataclass(frozen=True)
 class Request:
-    """parts: {one of READERS: (its folder, samples)}; seed: of the draw; methods: some of baselines.METHODS, in the
-    table's order; shown: the samples of the grids, by number within each dataset; reproduce: show scans there, and what
-    is pasted of them, as the model's autoencoder gives them back."""
+    """What is asked for.
+
+    parts: {one of READERS: (its folder, samples)}; seed: of the draw; methods: some of baselines.METHODS, in the
+    table's order; ablations: some of variants.ABLATIONS; shown: the samples of the grids, by number within each
+    dataset; reproduce: show scans there, and what is pasted of them, as the model's autoencoder gives them back.
+    """
 
     parts: dict[str, tuple[Path, int]]
     seed: int
     methods: tuple[str, ...]
-    ablations: bool
+    ablations: tuple[str, ...]
     shown: tuple[int, ...]
     reproduce: bool = False
 
@@ -56,7 +59,7 @@ def run_benchmark(
     comparisons = [variants.methods(request.methods, settings)]
     if request.ablations:
         check_matplotlib()
-        comparisons += [variants.start_ablation(settings), variants.tau_ablation(settings)]
+        comparisons += [variants.ABLATIONS[name](settings) for name in request.ablations]
     wanted = list({line.variant.name: line.variant for each in comparisons for line in each.lines}.values())
     parts = [(READERS[name](folder), count) for name, (folder, count) in request.parts.items()]
     benchmark = build_benchmark(out / "samples", parts, request.seed)

@@ -75,3 +75,6 @@ def _ours(settings: Settings, **change: int) -> Variant:
     changed = replace(settings, **change)
     ((name, value),) = change.items()
     return Variant("ours" if changed == settings else f"ours_{name}_{value}", "ours", changed)
+
+
+ABLATIONS = {"start": start_ablation, "tau": tau_ablation}

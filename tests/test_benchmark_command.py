@@ -57,8 +57,10 @@ def test_no_dataset_and_unknown_methods(tmp_path, no_model, capsys):
 
 
 def test_ablations_are_asked_for_by_name_or_all_at_once(tmp_path):
+    plain = command(tmp_path)
+
     def asked(*more: str) -> tuple[str, ...]:
-        return benchmark_command.request_of(cli.build_parser().parse_args(command(tmp_path, *more))).ablations
+        return benchmark_command.request_of(cli.build_parser().parse_args([*plain, *more])).ablations
 
     assert (asked(), asked("--ablations"), asked("--ablations", "tau")) == ((), ("start", "tau"), ("tau",))
 

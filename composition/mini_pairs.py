@@ -17,14 +17,14 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from sd21.training import data
 
-from .baselines.copy_paste import pasted_image
+from .baselines.copy_paste import copy_paste
 from .benchmark.measures import measure_composites
 from .benchmark.networks import Networks
-from .canvas import Composition, Job, Sample, encode, on_canvases, to_scans
+from .canvas import Composition, Sample, reproduce
 from .compose import compose_batch
 from .datasets import Dataset, build_benchmark, read_br35h, read_busi
 from .figures import GAP, TUMOUR_COLOUR, eight_bit, outlined
-from .images import Scan
+from .images import Scan, values_of
 from .manifest import read_manifest
 from .settings import Settings
 
@@ -53,21 +53,18 @@ def held_out_pairs(root: Path, count: int) -> dict[str, Sample]:
         return {row.id: row.request.read() for row in rows}
 
 
-def reproduced_paste(model, samples: Sequence[Sample], settings: Settings) -> list[Composition]:
+def reproduced_paste(model, sample: Sample) -> Composition:
     """Copy-paste, encoded and decoded."""
-
-    def run(jobs: list[Job], token: int) -> list[Composition]:
-        images = [pasted_image(job) for job in jobs]
-        latents, none = encode(model, images, settings, {}), [{}] * len(jobs)
-        return to_scans(model, jobs, latents, token, settings, inversion=none, nfe=none, seconds={})
-
-    return on_canvases(model, samples, settings, run)
+    (pasted,) = copy_paste(model, [sample])
+    background = sample.background
+    values = reproduce(model, values_of(pasted.image, background.window))
+    return replace(pasted, image=background.render(values, grayscale=sample.grayscale))
 
 
 def compare_with_paste(model, pairs: dict[str, Sample], path: Path) -> dict:
     """Write the picture of all pairs; returns the median over them of the measures that take no network."""
     samples, settings = list(pairs.values()), Settings()
-    results = {"copy-paste, reproduced": reproduced_paste(model, samples, settings)}
+    results = {"copy-paste, reproduced": [reproduced_paste(model, sample) for sample in samples]}
     results["ours"] = [compose_batch(model, [sample], settings)[0] for sample in samples]
     sheet(pairs, *results.values()).save(path)
     medians = {}

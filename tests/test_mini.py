@@ -16,7 +16,6 @@ from composition import cli, mini_examples, mini_pairs
 from composition.demo import EXAMPLES
 from composition.images import read_mask, read_scan
 from composition.placement import place
-from composition.settings import Settings
 from sd21.sources import MINI
 from sd21.training import data
 
@@ -105,7 +104,7 @@ def test_the_cards_picture_shows_no_scan(drawn):
     assert set(medians) == {"copy-paste, reproduced", "ours"}
     assert all(np.isfinite(values["psnr_bg"]) for values in medians.values())
     sample = pairs["br35h-000"]
-    (shown,) = mini_pairs.reproduced_paste(model, [sample], Settings())
+    shown = mini_pairs.reproduced_paste(model, sample)
     placed = place(sample.background, sample.obj, sample.object_mask, sample.user_mask)
     pasted = np.where(placed.object_mask, shown.placed, sample.background.pixels).astype(float)
     blocks = pasted[:96, :96].reshape(12, 8, 12, 8).mean((1, 3))

@@ -7,7 +7,6 @@ by the autoencoder, and no scan is copied into the card.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory

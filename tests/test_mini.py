@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from agreement import assert_diffusers_agrees
 from drawn_datasets import draw_br35h, draw_busi
 from fake_model import FakeModel
 from PIL import Image
@@ -26,24 +26,7 @@ def mini():
 
 
 def test_diffusers_loads_the_shipped_folder_and_agrees(mini):
-    theirs = StableDiffusionPipeline.from_pretrained(MINI, torch_dtype=torch.float32)
-    prompts = ["", *(captions[0] for captions in data.CAPTIONS.values())]
-    context = mini.embed(prompts)
-    expected, _ = theirs.encode_prompt(prompts, "cpu", 1, False)
-    # float32 sums in another order: 1e-5 of values of order 1, and somewhat more after the UNet's forty layers.
-    torch.testing.assert_close(context, expected, rtol=1e-4, atol=1e-5)
-    x = torch.randn(len(prompts), 4, 32, 32, generator=torch.Generator().manual_seed(0))
-    picture = torch.tanh(x[:1, :3].repeat_interleave(8, 2).repeat_interleave(8, 3))
-    with torch.no_grad():
-        for t in (20, 980):
-            torch.testing.assert_close(
-                mini.unet(x, t, context), theirs.unet(x, t, context).sample, rtol=1e-4, atol=1e-4
-            )
-        scaled = theirs.vae.encode(picture).latent_dist.mean * theirs.vae.config.scaling_factor
-        image = theirs.vae.decode(x[:1] / theirs.vae.config.scaling_factor).sample
-    torch.testing.assert_close(mini.encode(picture), scaled, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(mini.decode(x[:1]), image, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(theirs.scheduler.alphas_cumprod.double(), mini.alphas_cumprod, rtol=1e-4, atol=0)
+    assert_diffusers_agrees(mini, MINI)
 
 
 def test_the_prompt_decides_what_is_drawn_and_guidance_means_something(mini):

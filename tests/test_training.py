@@ -8,7 +8,7 @@ from itertools import product
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from agreement import assert_diffusers_agrees
 from drawn_scans import draw_scans
 from PIL import Image
 
@@ -173,25 +173,7 @@ def test_latents_have_unit_variance_and_variant_0_is_the_scan(run, scans):
 
 
 def test_diffusers_loads_the_export_and_agrees(run):
-    folder = run / "checkpoint"
-    ours = sd21.load(folder, device="cpu")
-    theirs = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
-    prompts = [captions[0] for captions in data.CAPTIONS.values()]
-    context = ours.embed(prompts)
-    expected, _ = theirs.encode_prompt(prompts, "cpu", 1, False)
-    # float32 sums in another order: 1e-5 of values of order 1, and somewhat more after the UNet's forty layers.
-    torch.testing.assert_close(context, expected, rtol=1e-4, atol=1e-5)
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(5, 4, 8, 8, generator=generator)
-    with torch.no_grad():
-        assert ours.unet(x, 500, context).abs().mean() > 0.1  # not the zeros that conv_out starts with
-        torch.testing.assert_close(
-            ours.unet(x, 500, context), theirs.unet(x, 500, context).sample, rtol=1e-4, atol=1e-4
-        )
-        image = theirs.vae.decode(x[:1] / theirs.vae.config.scaling_factor).sample
-    torch.testing.assert_close(ours.decode(x[:1]), image, rtol=1e-4, atol=1e-5)
-    assert theirs.scheduler.config.prediction_type == ours.prediction_type == "epsilon"
-    torch.testing.assert_close(theirs.scheduler.alphas_cumprod.double(), ours.alphas_cumprod, rtol=1e-4, atol=0)
+    assert_diffusers_agrees(sd21.load(run / "checkpoint", device="cpu"), run / "checkpoint")
 
 
 def test_export_refuses_an_existing_folder(run, scans):

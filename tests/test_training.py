@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import sys
 from functools import partial
 from itertools import product
@@ -243,3 +244,20 @@ def test_the_card_counts_what_the_classifier_tells_apart():
     assert figures["modality"] == 0.75  # the second is black, so taken for an ultrasound
     assert figures["no"] == {"tumour_or_none": 0.5, "images": 2}
     assert figures["yes"]["tumour_or_none"] == 0 and figures["malignant"]["tumour_or_none"] == 1
+
+
+def test_a_linear_code_keeps_what_varies_and_as_many_numbers_as_the_latents_have():
+    # Squares of 8 pixels, 16 numbers each: known scans vary in two rows of a square and nowhere else.
+    known = torch.full((9, 16, 16), 100, dtype=torch.uint8)
+    varying = [0, 5, 8, 13]
+    known[:, varying] = torch.randint(256, (9, 4, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    seen, unseen = known[:1].clone(), known[:1].clone()
+    seen[:, varying] = 255 - seen[:, varying]
+    unseen[:, 1, 1] += 51  # a fifth of the range, in one of 256 pixels
+    found = mini_card.psnr_of_linear_code(known, torch.cat([seen, unseen]), channels=1, factor=2)
+    assert found[0] > 100  # float32
+    # 1e-2: what is left of float32 and of the components' angle.
+    assert found[1].item() == pytest.approx(10 * math.log10(256 * 5**2), abs=1e-2)
+    known[:, 3::8] = known[:, ::8].flip(2)  # three rows vary: 24 directions
+    more = mini_card.psnr_of_linear_code(known, known, channels=1, factor=2)
+    assert more.max() < 40

@@ -133,14 +133,18 @@ def train_classifier(pixels: Tensor, kinds: Tensor, weights: Tensor, device: tor
 
 @torch.no_grad()
 def recognised(classifier: nn.Module, images: Tensor, kinds: Tensor) -> dict:
-    """Shares of images (N, 3, H, W) whose modality, and whose being with or without tumour, is told right."""
+    """Shares of images (N, 3, H, W) whose modality is told right; and for each kind: with tumour or none, the kind."""
     device = next(classifier.parameters()).device
     share = torch.cat([classifier(grey_small(part).to(device)).softmax(1).cpu() for part in images.split(64)])
-    mri, tumour = (share[:, of].sum(1) > 0.5 for of in (IS_MRI, HAS_TUMOUR))
+    mri, tumour = (share[:, kinds_with].sum(1) > 0.5 for kinds_with in (IS_MRI, HAS_TUMOUR))
     figures = {"modality": (mri == IS_MRI[kinds]).float().mean().item()}
     for kind, name in enumerate(data.KINDS):
-        right = (tumour == HAS_TUMOUR[kinds])[kinds == kind]
-        figures[name] = {"tumour_or_none": right.float().mean().item(), "images": len(right)}
+        of = kinds == kind
+        figures[name] = {
+            "tumour_or_none": (tumour == HAS_TUMOUR[kinds])[of].float().mean().item(),
+            "kind": (share.argmax(1) == kinds)[of].float().mean().item(),
+            "images": int(of.sum()),
+        }
     return figures
 
 
@@ -192,9 +196,9 @@ def main() -> None:
         weights = data.sampling_weights(training)
         seed = arguments.seed
         classifier = train_classifier(data.load_pixels(training), labels(training), weights, model.device, seed)
-        drawn = []
-        for number, kind in enumerate(data.KINDS):
-            drawn.append(draw(model, data.CAPTIONS[kind][0], count, seed + number))
+        drawn = []  # all prompts start from the same noise, so that what differs is the prompt's doing
+        for kind in data.KINDS:
+            drawn.append(draw(model, data.CAPTIONS[kind][0], count, seed))
             write_sheet(drawn[-1], out / f"samples_{kind}.png")
         kinds = torch.arange(len(data.KINDS)).repeat_interleave(count)
         real = data.to_images(data.load_pixels(held_out))

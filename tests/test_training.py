@@ -242,8 +242,10 @@ def test_the_card_counts_what_the_classifier_tells_apart():
     kinds = torch.tensor([data.KINDS.index(kind) for kind in ("no", "no", "yes", "malignant")])
     figures = mini_card.recognised(classifier, images, kinds)
     assert figures["modality"] == 0.75  # the second is black, so taken for an ultrasound
-    assert figures["no"] == {"tumour_or_none": 0.5, "images": 2}
-    assert figures["yes"]["tumour_or_none"] == 0 and figures["malignant"]["tumour_or_none"] == 1
+    assert figures["no"] == {"tumour_or_none": 0.5, "kind": 0.5, "images": 2}
+    assert figures["yes"]["tumour_or_none"] == 0
+    # Black is taken for a benign tumour: that there is one is right, which one is not.
+    assert figures["malignant"] == {"tumour_or_none": 1, "kind": 0, "images": 1}
 
 
 def test_a_linear_code_keeps_what_varies_and_as_many_numbers_as_the_latents_have():

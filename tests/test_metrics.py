@@ -7,9 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from drawn_images import drawn_image
+from PIL import Image
 
 from composition.metrics import COLUMNS, measure, psnr, seam, ssim
-from composition.metrics.fidelity import K1, K2
+from composition.metrics.resize import square
+
+# Wang et al. 2004, section III.C: C = (K L)^2, and L, the images' range, is 2.
+C1, C2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2
 
 
 def box(size, rows, columns):
@@ -38,8 +42,7 @@ def test_psnr_looks_at_the_region_alone_and_at_every_row_by_itself():
 
 def test_ssim_of_constants_is_the_luminance_term():
     a, b = torch.full((1, 3, 40, 40), 0.25), torch.full((1, 3, 40, 40), -0.5)  # exact in binary
-    c1 = (K1 * 2) ** 2
-    expected = (2 * 0.25 * -0.5 + c1) / (0.25**2 + 0.5**2 + c1)
+    expected = (2 * 0.25 * -0.5 + C1) / (0.25**2 + 0.5**2 + C1)
     # The windows' weights sum to 1 up to rounding, which leaves variances of 1e-17 where 4e-4 * 9 is added.
     assert ssim(a, b, EVERYWHERE).item() == pytest.approx(expected, abs=1e-9)
 
@@ -48,13 +51,12 @@ def test_ssim_of_one_window_by_hand():
     a, b = drawn_image(11)[0].double().numpy(), drawn_image(11, 1)[0].double().numpy()
     line = np.exp(-((np.arange(11) - 5) ** 2) / (2 * 1.5**2))
     weights = np.outer(line, line) / np.outer(line, line).sum()
-    c1, c2 = (K1 * 2) ** 2, (K2 * 2) ** 2
     expected = []
     for x, y in zip(a, b, strict=True):
         mx, my = (weights * x).sum(), (weights * y).sum()
         vx, vy = (weights * (x - mx) ** 2).sum(), (weights * (y - my) ** 2).sum()
         vxy = (weights * (x - mx) * (y - my)).sum()
-        expected.append((2 * mx * my + c1) * (2 * vxy + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2)))
+        expected.append((2 * mx * my + C1) * (2 * vxy + C2) / ((mx**2 + my**2 + C1) * (vx + vy + C2)))
     got = ssim(torch.from_numpy(a)[None], torch.from_numpy(b)[None], torch.ones(1, 1, 11, 11, dtype=torch.bool))
     # Double precision; E[x^2] - E[x]^2 loses a few digits of the sixteen.
     assert got.item() == pytest.approx(np.mean(expected), abs=1e-10)
@@ -101,17 +103,21 @@ def test_distortions_are_ordered():
 
 
 class Distance:
-    """In place of LPIPS: the mean absolute difference, and what it was shown."""
+    """In place of LPIPS: the mean absolute difference, and the sizes of what it was shown."""
+
+    def __init__(self):
+        self.sizes = []
 
     def __call__(self, a, b):
-        self.shape = tuple(a.shape)
+        self.sizes.append((tuple(a.shape[2:]), tuple(b.shape[2:])))
         return (a - b).abs().mean(dim=(1, 2, 3))
 
 
 class Brightness:
-    """In place of CLIP: the mean of the first image and the length of the prompt."""
+    """In place of CLIP: the mean of the first image and the length of the prompt, and the sizes of the crops."""
 
     def image_similarity(self, a, b):
+        self.sizes = (tuple(a.shape[2:]), tuple(b.shape[2:]))
         return a.mean(dim=(1, 2, 3))
 
     def text_similarity(self, images, prompts):
@@ -141,6 +147,24 @@ def test_columns_look_where_their_definitions_say():
         changed[(..., *pixel)] -= 0.5
         after = columns(changed)
         assert {name for name in COLUMNS if after[name] != before[name]} - {"seam_user"} == moved
+
+
+def test_images_are_brought_to_512_pixels_and_crops_to_224():
+    image, mask, lpips, clip = drawn_image(40), box(40, (12, 26), (12, 28)), Distance(), Brightness()
+    measure(image, image, image, mask, mask, "prompt", lpips=lpips, clip=clip)
+    assert lpips.sizes == [((512, 512), (512, 512)), ((224, 224), (224, 224))]  # the paper's canvas; AlexNet's input
+    assert clip.sizes == ((224, 224), (224, 224))  # CLIP's input
+
+
+@pytest.mark.parametrize(("height", "width", "side"), [(90, 61, 20), (14, 17, 50)])
+def test_resizing_is_bicubic_with_antialiasing(height, width, side):
+    # Of full contrast, so that edges overshoot either way, which is cut off at 1 and -1.
+    image = drawn_image(128)[..., 26 : 26 + height, 26 : 26 + width].sign()
+    own = [Image.fromarray(c.numpy()).resize((side, side), Image.Resampling.BICUBIC) for c in image[0]]
+    expected = torch.from_numpy(np.stack(own)).clamp(-1, 1)[None]
+    assert (expected.amin(), expected.amax()) == (-1, 1)
+    # Pillow's code is apart from torch's. Either sums some ten float32 products of the order of 1: 1e-7 each.
+    torch.testing.assert_close(square(image, side), expected, rtol=0, atol=1e-5)
 
 
 def test_composites_of_one_sample_are_measured_each_by_itself():

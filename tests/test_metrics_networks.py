@@ -1,18 +1,24 @@
 """LPIPS, ST-LPIPS and CLIP: the numbers of the published code, files that are not theirs, and their order."""
 
+import hashlib
 import importlib.util
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from drawn_images import drawn_image
+from safetensors.torch import load_file, save_file
 from small_models import write_small_tokenizer
 
-from composition.metrics import CLIP, WeightsError, published_lpips, shift_tolerant_lpips
-from composition.metrics.clip import DEVIATION, MEAN
+from composition import cli
+from composition.benchmark import find_networks, networks
+from composition.metrics import CLIP, WeightsError, lpips, published_lpips, shift_tolerant_lpips
 from composition.metrics.lpips import CHANNELS, ST_FILE, ST_PACKAGE, TORCHVISION_CONVS, blur_pool
+from composition.metrics.resize import square
 
 REFERENCE = json.loads((Path(__file__).parent / "reference" / "lpips.json").read_text())
 PACKAGE = importlib.util.find_spec(ST_PACKAGE)
@@ -122,17 +128,19 @@ def test_published_lpips_is_the_published_code_s(tmp_path):
     trunk, linear = drawn_weights()
     torch.save(trunk | {"classifier.1.weight": torch.zeros(2)}, tmp_path / "alexnet.pth")
     torch.save(linear, tmp_path / "linear.pth")
-    lpips = published_lpips(tmp_path / "alexnet.pth", tmp_path / "linear.pth")
+    network = published_lpips(tmp_path / "alexnet.pth", tmp_path / "linear.pth")
     for a, b, expected in pairs("published"):
-        assert lpips(a, b).item() == pytest.approx(expected, **FLOAT32)
-    assert lpips.name == "LPIPS (alex, v0.1)"
+        assert network(a, b).item() == pytest.approx(expected, **FLOAT32)
+    # Its figures are kept by this name, so it must be another where a file is; shapes alone do not tell them apart.
+    digests = [hashlib.sha256((tmp_path / f"{n}.pth").read_bytes()).hexdigest()[:8] for n in ("alexnet", "linear")]
+    assert network.name == f"LPIPS (alex, v0.1; files {digests[0]}, {digests[1]})"
     with pytest.raises(WeightsError, match="does not hold LPIPS"):  # the two files exchanged for one
         published_lpips(tmp_path / "alexnet.pth", tmp_path / "alexnet.pth")
     with pytest.raises(ValueError, match="at least 63 pixels"):
-        lpips(torch.zeros(1, 3, 62, 80), torch.zeros(1, 3, 62, 80))
+        network(torch.zeros(1, 3, 62, 80), torch.zeros(1, 3, 62, 80))
     for shape in ((2, 3, 64, 64), (1, 3, 64, 70)):
         with pytest.raises(ValueError, match="as many of their shape or with one"):
-            lpips(torch.zeros(1, 3, 64, 64), torch.zeros(shape))
+            network(torch.zeros(1, 3, 64, 64), torch.zeros(shape))
 
 
 def test_blur_pool_by_hand():
@@ -160,14 +168,22 @@ def clip_folder(tmp_path_factory):
     return folder
 
 
+# As published with CLIP (openai/CLIP, clip/clip.py: _transform), for images in [0, 1].
+CLIP_MEAN, CLIP_DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
 def test_clip_is_transformers_own(clip_folder):
     clip = CLIP(str(clip_folder), local_files_only=True)
-    images, prompts = torch.cat([drawn_image(32), drawn_image(32, 2)]), ["an mri scan of a brain", "ultrasound"]
-    # At CLIP's own 32 pixels nothing is resized, and the model's own forward gives the cosines.
-    mean, deviation = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, DEVIATION))
+    images, prompts = (
+        torch.cat([drawn_image(50), drawn_image(50, 2)])[..., :40],
+        ["an mri scan of a brain", "ultrasound"],
+    )
+    # The whole image at CLIP's own 32 pixels; `square` itself is held to Pillow's in test_metrics.py.
+    pixels = (square(images, 32) + 1) / 2
+    mean, deviation = (torch.tensor(values).view(1, 3, 1, 1) for values in (CLIP_MEAN, CLIP_DEVIATION))
     tokens = clip.tokenizer(prompts, padding=True, return_tensors="pt")
     with torch.no_grad():
-        own = clip.model(pixel_values=((images + 1) / 2 - mean) / deviation, **tokens)
+        own = clip.model(pixel_values=(pixels - mean) / deviation, **tokens)
     torch.testing.assert_close(clip.embed_images(images), own.image_embeds, rtol=0, atol=1e-6)  # unit vectors, float32
     torch.testing.assert_close(clip.embed_texts(prompts), own.text_embeds, rtol=0, atol=1e-6)
     expected = 100 * (own.image_embeds * own.text_embeds).sum(dim=1)
@@ -182,6 +198,99 @@ def test_clip_of_equal_images_is_100_and_long_prompts_are_cut(clip_folder):
     assert torch.equal(clip.embed_texts(["brain " * 100]), clip.embed_texts(["brain " * 200]))
 
 
-def test_clip_weights_that_are_absent(tmp_path):
-    with pytest.raises(WeightsError, match="no CLIP model from"):
-        CLIP(str(tmp_path), local_files_only=True)
+def rewritten(folder: Path, change) -> None:
+    """The model's weights after `change`, a function that edits a dictionary of them."""
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def without_projections(folder: Path) -> None:
+    rewritten(folder, lambda weights: [weights.pop(f"{kind}_projection.weight") for kind in ("text", "visual")])
+
+
+def without_vision(folder: Path) -> None:
+    rewritten(folder, lambda weights: [weights.pop(key) for key in list(weights) if key.startswith("vision_model.")])
+
+
+def misshapen(folder: Path) -> None:
+    rewritten(folder, lambda weights: weights.update({"visual_projection.weight": torch.zeros(12, 5)}))
+
+
+def truncated(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:20_000])
+
+
+def without_vocabulary(folder: Path) -> None:
+    for name in ("vocab.json", "merges.txt"):
+        (folder / name).unlink()
+
+
+def with_few_words_known(folder: Path) -> None:
+    rewritten(
+        folder, lambda weights: weights.update({"text_model.embeddings.token_embedding.weight": torch.ones(9, 16)})
+    )
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["text_config"]["vocab_size"] = 9
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (without_projections, "text_projection.weight is missing; visual_projection.weight is missing; download"),
+        (without_vision, r"clip: (vision_model\S+ is missing; ){3}and 36 more; download"),
+        (misshapen, r"visual_projection.weight is \(12, 5\), not \(12, 16\); download"),
+        (truncated, "SafetensorError: .*; download it anew, or name a whole CLIP"),
+        (without_vocabulary, ""),  # of what kind depends on the version of transformers
+        (with_few_words_known, "its tokenizer has [0-9]+ tokens, expected 512 to 9"),
+        (shutil.rmtree, "download it anew, or name a whole CLIP"),
+    ],
+)
+def test_no_figures_come_from_half_a_clip(clip_folder, tmp_path, monkeypatch, capsys, damage, message):
+    folder = tmp_path / "clip"
+    shutil.copytree(clip_folder, folder)
+    damage(folder)
+    message = f"no CLIP model from .*{message}"
+    with pytest.raises(WeightsError, match=f"(?s){message}"):
+        CLIP(str(folder), local_files_only=True)
+    # Asked for by name, it ends the command before the samples are drawn; by default, the tables say what is left out.
+    asked = ["benchmark", "--br35h", "data", "--out", str(tmp_path / "out"), "--clip", str(folder)]
+    assert cli.main([*asked, "--local-files-only"]) == 2
+    assert f"error: no CLIP model from {folder}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(networks, "SOURCE", str(folder))
+    found = find_networks(None, None, device="cpu", local_files_only=True)
+    assert found.clip is None and "clip" not in found.names
+    assert re.match(message, found.missing["clip"])
+
+
+def test_clip_of_older_files_and_of_half_precision(clip_folder, tmp_path):
+    folder = tmp_path / "clip"
+    shutil.copytree(clip_folder, folder)
+    rewritten(folder, lambda weights: weights.update({"text_model.embeddings.position_ids": torch.arange(77)[None]}))
+    rewritten(folder, lambda weights: weights.update({"logit_bias": torch.zeros(1)}))  # of no CLIPModel
+    image, clip = drawn_image(32), CLIP(str(clip_folder), local_files_only=True)
+    # Weights that lie elsewhere in memory may be summed in another order: unit vectors, float32.
+    embedded = CLIP(str(folder), local_files_only=True).embed_images(image)
+    torch.testing.assert_close(embedded, clip.embed_images(image), rtol=0, atol=1e-6)
+    clip.model.half().save_pretrained(folder)
+    assert CLIP(str(folder), local_files_only=True).embed_images(image).dtype == torch.float32
+
+
+def test_networks_that_are_absent_say_why(clip_folder, monkeypatch):
+    monkeypatch.setattr(lpips, "ST_PACKAGE", "no_such_package")
+    monkeypatch.setattr(networks, "SOURCE", str(clip_folder))
+    found = find_networks(None, None, device="cpu", local_files_only=True)
+    assert found.lpips is None and found.names == {"clip": f"CLIP ({clip_folder})"}
+    assert list(found.missing) == ["lpips"] and 'pip install "tumour-composition[metrics]"' in found.missing["lpips"]
+
+    def two_lines():
+        raise WeightsError("two\n  lines")
+
+    monkeypatch.setattr(networks, "shift_tolerant_lpips", two_lines)
+    found = find_networks(None, None, device="cpu", local_files_only=True)
+    assert found.missing == {"lpips": "two lines"}  # it becomes one line of a list in the tables
+    with pytest.raises(WeightsError, match=r"nowhere\.pth: there is no such file"):
+        find_networks((Path("nowhere.pth"), Path("nowhere.pth")), None, device="cpu", local_files_only=True)

@@ -16,11 +16,11 @@ PSNR, SSIM and the seam are taken in the background's own pixels.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
 from .clip import CLIP
 from .fidelity import psnr, seam, ssim
 from .lpips import LPIPS, WeightsError, published_lpips, shift_tolerant_lpips
+from .resize import square
 
 __all__ = [
     "CLIP",
@@ -110,8 +110,3 @@ def bounding_slices(mask: torch.Tensor) -> tuple[slice, slice]:
         raise ValueError("the user mask is empty: there is no edited region to measure")
     spans = [mask.flatten(0, 1).any(dim=0).any(dim=axis).nonzero().flatten().tolist() for axis in (1, 0)]
     return tuple(slice(span[0], span[-1] + 1) for span in spans)
-
-
-def square(image: torch.Tensor, side: int) -> torch.Tensor:
-    """The whole image (B, 3, H, W) at side x side pixels."""
-    return F.interpolate(image.float(), (side, side), mode="bicubic", antialias=True).clamp(-1, 1)

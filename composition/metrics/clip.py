@@ -6,28 +6,27 @@ import torch
 import torch.nn.functional as F
 
 from .lpips import WeightsError
+from .resize import square
 
 # The paper does not say which CLIP it used. This is the one that most publications' "CLIP score" means.
 SOURCE = "openai/clip-vit-base-patch32"
 # CLIP's own preprocessing: mean and deviation per channel of images in [0, 1].
 MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+BYTES = 256  # each of which CLIP's vocabulary spells, alone and at a word's end
+TOLD = 3  # of the weights that do not fit; an error that lists all 398 is not read
 
 
 class CLIP:
     """A CLIP of the transformers library. `name` belongs beside its figures.
 
-    source: a folder in the transformers layout, or a hub id. Raises WeightsError where it is absent or unusable.
+    source: a folder in the transformers layout, or a hub id. Its weights are a CLIPModel's, all of them; others beside
+    them are passed over, as older files carry buffers. Raises WeightsError where it is absent or anything else.
     """
 
     def __init__(self, source: str = SOURCE, *, device: torch.device | str = "cpu", local_files_only: bool = False):
-        from transformers import CLIPModel, CLIPTokenizer
-
         self.name, self.device = f"CLIP ({source})", torch.device(device)
-        try:
-            self.model = CLIPModel.from_pretrained(source, local_files_only=local_files_only).to(self.device).eval()
-            self.tokenizer = CLIPTokenizer.from_pretrained(source, local_files_only=local_files_only)
-        except (OSError, ValueError) as error:
-            raise WeightsError(f"no CLIP model from {source}: {error}") from error
+        model, self.tokenizer = _load(source, local_files_only)
+        self.model = model.to(self.device).float().eval()  # transformers 5 keeps half precision, 4 does not
 
     @torch.no_grad()
     def embed_images(self, images: torch.Tensor) -> torch.Tensor:
@@ -36,11 +35,9 @@ class CLIP:
         The whole image is brought to CLIP's square, bicubic; CLIP's own preprocessing would crop a scan's long side.
         """
         side = self.model.config.vision_config.image_size
-        square = F.interpolate(images.to(self.device).float(), (side, side), mode="bicubic", antialias=True).clamp(
-            -1, 1
-        )
         mean, deviation = (torch.tensor(v, device=self.device).view(1, 3, 1, 1) for v in (MEAN, DEVIATION))
-        pooled = self.model.vision_model((square / 2 + 0.5 - mean) / deviation).pooler_output
+        pixels = square(images.to(self.device), side) / 2 + 0.5
+        pooled = self.model.vision_model((pixels - mean) / deviation).pooler_output
         return F.normalize(self.model.visual_projection(pooled), dim=1)
 
     @torch.no_grad()
@@ -58,3 +55,31 @@ class CLIP:
     def text_similarity(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
         """100 times the cosine of every image and its prompt, (B,)."""
         return 100 * (self.embed_images(images) * self.embed_texts(prompts)).sum(dim=1)
+
+
+def _load(source: str, local_files_only: bool):
+    """transformers' model and tokenizer. WeightsError for whatever does not make a whole CLIP."""
+    from transformers import CLIPModel, CLIPTokenizer
+
+    def unusable(reason: str) -> WeightsError:
+        advice = f"download it anew, or name a whole CLIP in the transformers layout, as {SOURCE}"
+        return WeightsError(f"no CLIP model from {source}: {reason.strip()}; {advice}")
+
+    try:
+        # What is missing or of another shape transformers draws at random, and says so in its report alone.
+        model, report = CLIPModel.from_pretrained(
+            source, local_files_only=local_files_only, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+        tokenizer = CLIPTokenizer.from_pretrained(source, local_files_only=local_files_only)
+    except Exception as error:  # those of safetensors and of the tokenizers share no base class
+        raise unusable(f"{type(error).__name__}: {error}") from error
+    wrong = [f"{key} is missing" for key in sorted(report["missing_keys"])]
+    wrong += [f"{key} is {tuple(got)}, not {tuple(fit)}" for key, got, fit in sorted(report["mismatched_keys"])]
+    if wrong:
+        more = f"; and {len(wrong) - TOLD} more" if len(wrong) > TOLD else ""
+        raise unusable("; ".join(wrong[:TOLD]) + more)
+    # Where the vocabulary's files are missing, transformers makes a tokenizer that knows no word.
+    least, most = 2 * BYTES, model.config.text_config.vocab_size
+    if not least <= len(tokenizer) <= most:
+        raise unusable(f"its tokenizer has {len(tokenizer)} tokens, expected {least} to {most}")
+    return model, tokenizer

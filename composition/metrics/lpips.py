@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..files import sha256
+
 CHANNELS = (64, 192, 384, 256, 256)
 # ImageNet's mean and deviation per channel, for images in [-1, 1] (LPIPS, v0.1).
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
@@ -25,6 +27,7 @@ SMALLEST = 63  # pixels; below, AlexNet's second pooling has nothing left
 ST_PACKAGE, ST_FILE = "stlpips_pytorch", "weights/vST0.0/alex_shift_tolerant.pth"
 ST_CONVS = ("net.slice1.0", "net.slice2.5", "net.slice3.9", "net.slice4.11", "net.slice5.13")
 ST_BLURS = {"net.slice1.1": 64, "net.slice2.4": 64, "net.slice3.8": 192}  # and the channels each repeats its filter for
+DIGITS = 8  # of a SHA-256; as many as torch's hub puts into its files' names
 TORCHVISION_CONVS = ("features.0", "features.3", "features.6", "features.8", "features.10")
 
 
@@ -38,12 +41,12 @@ class LPIPS(nn.Module):
     Features after each of AlexNet's five convolutions are normalised over channels; their squared differences, weighted
     per channel, are averaged over the image and summed over the layers (Zhang et al., Eq. 1). The shift-tolerant trunk
     differs in its strides alone: each is taken by a blur after the convolution or pooling, which then has stride 1.
+    `name` tells figures of these weights from those of others.
     """
 
-    def __init__(self, *, shift_tolerant: bool):
+    def __init__(self, name: str, *, shift_tolerant: bool):
         super().__init__()
-        self.shift_tolerant = shift_tolerant
-        self.name = "ST-LPIPS (alex)" if shift_tolerant else "LPIPS (alex, v0.1)"
+        self.name, self.shift_tolerant = name, shift_tolerant
         kernels, paddings = (11, 5, 3, 3, 3), (2, 2, 1, 1, 1)
         strides = (1 if shift_tolerant else 4, 1, 1, 1, 1)
         self.convs = nn.ModuleList(
@@ -96,7 +99,7 @@ def blur_pool(x: torch.Tensor) -> torch.Tensor:
 def shift_tolerant_lpips(path: str | Path | None = None) -> LPIPS:
     """ST-LPIPS with its AlexNet trunk, from alex_shift_tolerant.pth: by default the installed package's.
 
-    Raises WeightsError where the file is absent, or holds anything but this network.
+    Raises WeightsError where the file is absent, or its tensors' names, shapes or constants are not this network's.
     """
     if path is None:
         package = importlib.util.find_spec(ST_PACKAGE)  # finds its folder and runs none of its code
@@ -113,17 +116,22 @@ def shift_tolerant_lpips(path: str | Path | None = None) -> LPIPS:
     for key, expected in constants.items():
         if key not in tensors or not torch.equal(tensors.pop(key), expected):
             raise WeightsError(f"{path}: {key} is not the constant of ST-LPIPS; is it another network's file?")
-    return _load(LPIPS(shift_tolerant=True), tensors, ST_CONVS, path)
+    return _load(LPIPS("ST-LPIPS (alex)", shift_tolerant=True), tensors, ST_CONVS, path)
 
 
 def published_lpips(alexnet: str | Path, linear: str | Path) -> LPIPS:
     """LPIPS v0.1 with AlexNet, as published.
 
     alexnet: torchvision's alexnet-owt-7be5be79.pth, whose classifier is not used. linear: weights/v0.1/alex.pth of the
-    `lpips` package. Raises WeightsError for files that are absent, or are others.
+    `lpips` package. Raises WeightsError where one is absent, or their tensors' names or shapes are not this network's.
+    Other weights can have the same, so the name holds the first digits of each file's SHA-256: 7be5be79 and df73285e
+    for those as published.
     """
     trunk = {key: value for key, value in _read(alexnet).items() if not key.startswith("classifier.")}
-    return _load(LPIPS(shift_tolerant=False), trunk | _read(linear), TORCHVISION_CONVS, f"{alexnet} with {linear}")
+    tensors = trunk | _read(linear)
+    files = ", ".join(sha256(path)[:DIGITS] for path in (alexnet, linear))
+    network = LPIPS(f"LPIPS (alex, v0.1; files {files})", shift_tolerant=False)
+    return _load(network, tensors, TORCHVISION_CONVS, f"{alexnet} with {linear}")
 
 
 def _read(path: str | Path) -> dict[str, torch.Tensor]:

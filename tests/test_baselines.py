@@ -1,6 +1,8 @@
 """The baselines on a model that is known to the last digit: their equations by hand, their noise, their bookkeeping."""
 
+import re
 from dataclasses import replace
+from math import inf, nan
 
 import numpy as np
 import pytest
@@ -199,10 +201,12 @@ def test_pixels_are_preserved_where_that_is_asked():
 
 def test_shares_out_of_range_are_refused_before_the_network_runs():
     model = FakeModel()
-    for method, keywords in [
-        (sdedit, {"strength": 0.0}), (sdedit, {"strength": 1.1}), (sdedit, {"strength": 0.02}),
-        (blended_latent_diffusion, {"skipped": 1.0}), (blended_latent_diffusion, {"skipped": -0.1}),
-    ]:  # fmt: skip
-        with pytest.raises(ValueError, match=next(iter(keywords))):
+    for method, keywords, message in [
+        # 1.02 of 20 steps would round to all 20.
+        *((sdedit, {"strength": bad}, "a share of the steps in (0, 1], got") for bad in (0.0, -0.1, 1.02, nan, inf)),
+        (sdedit, {"strength": 0.02}, "strength 0.02 of 20 steps rounds to none: give more than 0.025"),
+        *((blended_latent_diffusion, {"skipped": bad}, "skipped is a share of") for bad in (1.0, -0.1, nan, inf)),
+    ]:
+        with pytest.raises(ValueError, match=re.escape(message)):
             run_one(method, model, sample(), **keywords)
     assert model.rows == 0

@@ -18,7 +18,7 @@ from composition.baselines import tf_icon, tficon, tficon_attention
 from composition.baselines.published import denoise_again
 from composition.baselines.tficon import compose_noise, window
 from composition.baselines.tficon_attention import BACKGROUND, CROSS, OBJECT, TEXT, Injection, composite_logits, tokens
-from composition.inversions import invert_latents, sampler
+from composition.inversions import Trajectory, invert_latents, sampler
 from composition.settings import Settings
 from sd21 import Site, default_kernel
 
@@ -28,12 +28,14 @@ SELF = Site("attn1", "self", "down", 0, 6, 6)
 
 
 class SmallNetwork(FakeModel):
-    """The double with a real, random UNet, whose attention can be hooked. calls: the rows of every call."""
+    """The double with a real, random UNet, whose attention can be hooked. calls: the rows of every call; seen: x, t,
+    context, output and attention hook of every call."""
 
     def __init__(self):
         super().__init__()
-        self.unet, self.calls, self.text_encoder = small_unet(), [], Words()
+        self.unet, self.calls, self.seen, self.text_encoder = small_unet(), [], [], Words()
         self.unet.register_forward_pre_hook(lambda module, inputs: self.calls.append(len(inputs[0])))
+        self.unet.register_forward_hook(lambda unet, seen, out: self.seen.append((*seen, out, unet.hook_slot.fn)))
 
     def decode(self, latent):
         return super().decode(latent / 40)  # five steps of a random network lead that far
@@ -247,6 +249,47 @@ def test_in_the_window_of_tau_b_the_network_sees_the_backgrounds_state_outside_t
             background, text, null = x
             assert torch.equal(text, null) and torch.equal(text[outside], background[outside])
             assert not torch.equal(text[~outside], background[~outside])
+
+
+def test_every_row_of_every_step_by_default(monkeypatch):
+    """The wiring, on two samples: each row's state, as the network's own outputs lead to it, contexts and masks."""
+    model, words = SmallNetwork(), ["a lesion", "another"]
+    samples = [sample(128, 128, seed=seed, prompt=prompt) for seed, prompt in zip((0, 4), words, strict=True)]
+    samples[1] = replace(samples[1], user_mask=box((128, 128), 8, 16, 70, 70))
+    m_obj, m_user = (torch.stack(masks) for masks in zip(*(latents(model, one)[1:] for one in samples), strict=True))
+    # x[T] as inversions might give it: they have tests of their own.
+    background, obj = torch.randn(2, 2, 4, 16, 16, generator=torch.Generator().manual_seed(1))
+    ends = [[Trajectory(x[None], "naive", 0, 0, 0.0, True) for x in stream] for stream in (background, obj)]
+    monkeypatch.setattr(tficon, "trajectories", lambda *_: (*ends, [False, False]))
+    tf_icon(model, samples)
+
+    grid, table = sampler(model, Settings())
+    z = torch.randn(4, 16, 16, generator=torch.Generator().manual_seed(0))
+    composite, older = compose_noise(obj, background, z, m_obj, m_user), [None] * 3
+    exceptional, null = model.text_encoder.embed(7788)[:1].expand(77, -1), model.embed([""])[0]
+    for i, (x, t, context, out, hook) in zip(range(20, 0, -1), model.seen, strict=True):
+        if i >= 6:  # tau_b = 0.8: the states 20 to 6 are rectified
+            composite = composite * m_user + background * (1 - m_user)
+        if i >= 14:  # tau_a = 0.4: at the states 20 to 14 attention is injected
+            streams = [background, obj, background]
+            assert isinstance(hook, Injection)
+            assert torch.equal(hook.m_obj, m_obj) and torch.equal(hook.m_user, m_user)
+        else:
+            streams = [background] if i > 6 else []  # it is needed while the next state is rectified
+            assert hook is None
+        # The same float32 sums, of numbers below 70: even in another order, 20 steps would round by 4e-6 each.
+        torch.testing.assert_close(x, torch.cat([*streams, composite, composite]), rtol=0, atol=1e-4)
+        assert torch.equal(context, torch.stack([exceptional] * 2 * len(streams) + [*model.embed(words), null, null]))
+        assert (t == grid.t[i]).all()
+        rows = ((x - grid.sigma[i].float() * out) / grid.alpha[i].float()).split(2)
+        # A stream that has ended takes any row: nothing reads it again.
+        x0 = [rows[0], rows[1], rows[-1] + 2.5 * (rows[-2] - rows[-1])]
+        a, b, c = table.row(i, first=i == 20)
+        background, obj, composite = (
+            a * state + b * new + (0 if old is None else c * old)
+            for state, new, old in zip((background, obj, composite), x0, older, strict=True)
+        )
+        older = x0
 
 
 def test_evaluations_by_stage_and_the_hook_taken_off():

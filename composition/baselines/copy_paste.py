@@ -5,12 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, MutableMapping, Sequence
 
-import numpy as np
-import torch
-
 from .. import blending
 from ..canvas import Composition, Job, Sample, composition_of, on_canvases, placed_object
-from ..placement import to_canvas
 from ..settings import Settings
 
 
@@ -39,9 +35,3 @@ def copy_paste(
         return results
 
     return on_canvases(model, samples, settings, run)
-
-
-def pasted_image(job: Job) -> torch.Tensor:
-    """The pasted image on the job's canvas, as its background is: (3, h, w) in [-1, 1]."""
-    values = np.where(job.placement.object_mask[..., None], job.placement.image, job.sample.background.values())
-    return to_canvas(values, job.background.shape[1:]).to(job.background.device)

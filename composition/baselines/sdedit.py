@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, MutableMapping, Sequence
 
+import numpy as np
+import torch
+
 from solvers import denoise
 
 from ..canvas import Composition, Job, Sample, encode, on_canvases, timed, to_scans
 from ..compose import text_prediction
 from ..inversions import sampler
+from ..placement import to_canvas
 from ..settings import Settings
 from . import noise
-from .copy_paste import pasted_image
 
 # Neither paper says what it took. Meng et al. find 0.3 to 0.6 to work well (section 3.2).
 STRENGTH = 0.5
@@ -32,11 +35,16 @@ def sdedit(
     strength: Meng et al.'s t0, in (0, 1]; how much of the grid is run. Nothing keeps the background, as in the paper's
         comparison. inversions: not used.
     It differs from Meng et al. in that the text-guided latent model denoises, and by the ODE solver of all methods here
-    in place of their SDE. Raises ValueError as `compose_batch` does, and for a strength out of range.
+    in place of their SDE. Raises ValueError as `compose_batch` does, and for a strength out of range or of
+    less than half a step.
     """
+    if not 0 < strength <= 1:
+        raise ValueError(f"strength is a share of the steps in (0, 1], got {strength}")
     start = round(strength * settings.steps)
-    if not 1 <= start <= settings.steps:
-        raise ValueError(f"strength is the share of {settings.steps} steps to run, from one step to 1; got {strength}")
+    if start < 1:
+        raise ValueError(
+            f"strength {strength} of {settings.steps} steps rounds to none: give more than {0.5 / settings.steps:g}"
+        )
 
     def run(jobs: list[Job], token: int) -> list[Composition]:
         seconds: dict[str, float] = {}
@@ -53,3 +61,9 @@ def sdedit(
         )
 
     return on_canvases(model, samples, settings, run)
+
+
+def pasted_image(job: Job) -> torch.Tensor:
+    """The pasted image on the job's canvas, as its background is: (3, h, w) in [-1, 1]."""
+    values = np.where(job.placement.object_mask[..., None], job.placement.image, job.sample.background.values())
+    return to_canvas(values, job.background.shape[1:]).to(job.background.device)

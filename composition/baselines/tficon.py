@@ -18,6 +18,8 @@ Shared with the other methods here:
   same-domain mode inverts the pasted image and takes both background and object from that.
 - The guidance scale is settings.guidance_scale; theirs is 2.5 within a domain and 5.0 across. Below ten steps their
   last one is first-order; here settings.lower_order_final says it.
+- A scan's latent is the mean of the VAE's posterior; their get_first_stage_encoding draws a sample of it.
+- The seed is 0 and the noise drawn on the CPU; theirs is 3407, on the device.
 
 Where their code departs from what it is meant to do:
 - Their pseudo cross-attention takes its queries from the object's rows of the batch, not from the background's. Its

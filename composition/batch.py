@@ -24,7 +24,7 @@ import torch.distributed as dist
 
 from . import record
 from .baselines import METHODS
-from .files import remove_partial, write_json, write_text
+from .files import read_json, remove_partial, write_json, write_text
 from .images import write_image
 from .manifest import Row, read_manifest
 from .ranks import Ranks
@@ -124,9 +124,9 @@ def _attempt(row: Row, out: Path, model, method: str, inversions: InversionStore
 
 def _is_done(out: Path, path: Path, asked: dict) -> bool:
     """Whether an earlier run made this very row: same inputs, settings and model."""
-    if not path.exists() or not all((out / asked[name]).exists() for name in ("file_name", "mask_file_name")):
+    found = read_json(path)
+    if found is None or not all((out / asked[name]).exists() for name in ("file_name", "mask_file_name")):
         return False
-    found = json.loads(path.read_text(encoding="utf-8"))
     return all(name in found and found[name] == value for name, value in asked.items())
 
 

@@ -24,7 +24,7 @@ from sd21.training import data
 from sd21.training.vae import psnr
 
 from . import prompts
-from .files import write_json
+from .files import read_json, write_json
 from .inversions import sampler
 from .mini_pairs import compare_with_paste, held_out_pairs
 from .settings import Settings
@@ -179,11 +179,13 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder that holds br35h/ and busi/")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--model", default="mini", help='"mini", or the folder of an exported checkpoint')
-    parser.add_argument("--samples", type=int, default=64, help="samples a prompt")
+    parser.add_argument("--samples", type=int, default=64, help="samples a prompt, at least 4")
     parser.add_argument("--inversions", type=int, default=8, help="scans a modality")
     parser.add_argument("--pairs", type=int, default=6, help="compositions a modality; 0 for none")
     parser.add_argument("--seed", type=int, default=0, help="of the classifier and the samples")
     arguments = parser.parse_args()
+    if arguments.samples < 4:
+        parser.error(f"--samples is at least 4, a row of the picture, got {arguments.samples}")
 
     model = sd21.load(arguments.model)
     training, held_out = data.split(data.find_scans(arguments.data))
@@ -214,7 +216,7 @@ def main() -> None:
         "inversion": lambda: inversion_errors(model, data.evenly(held_out, arguments.inversions)),
     }
     out.mkdir(parents=True, exist_ok=True)
-    asked = {name: str(value) for name, value in vars(arguments).items()}
+    asked = {name: str(value) for name, value in vars(arguments).items()} | {"identity": model.identity}
     figures = kept_figures(out / "figures.json", asked)
     for name, measure in parts.items():
         if name not in figures and (name != "compositions" or arguments.pairs):
@@ -223,13 +225,10 @@ def main() -> None:
     print(json.dumps(figures, indent=2))
 
 
-def kept_figures(path: Path, asked: dict[str, str]) -> dict:
+def kept_figures(path: Path, asked: dict) -> dict:
     """What an earlier run with the same options measured before it was stopped."""
-    if path.exists():
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if found["asked"] == asked:
-            return found
-    return {"asked": asked}
+    found = read_json(path)
+    return found if found and found.get("asked") == asked else {"asked": asked}
 
 
 if __name__ == "__main__":

@@ -29,10 +29,12 @@ def drawn(folder: Path) -> dict[str, tuple[Path, int]]:
     return {name: (folder / name, SAMPLES) for name in ("br35h", "busi")}
 
 
-def run(parts: dict, out: Path, *methods: str, model=None, ablations=(), networks=WITHOUT, reproduce=False):
+def run(
+    parts: dict, out: Path, *methods: str, model=None, ablations=(), networks=WITHOUT, reproduce=False, shown=(0, 1)
+):
     """The benchmark's failures. The double has no attention to hook, so tf-icon is not for it."""
     torch.set_num_threads(1)  # tiny tensors
-    request = Request(parts, seed=0, methods=methods, ablations=tuple(ablations), shown=(0, 1), reproduce=reproduce)
+    request = Request(parts, seed=0, methods=methods, ablations=tuple(ablations), shown=shown, reproduce=reproduce)
     return run_benchmark(request, out, lambda: model or FakeModel(), SETTINGS, networks, quiet=True)
 
 

@@ -129,6 +129,11 @@ def test_a_finished_run_does_nothing_again_and_a_changed_one_what_changed(tmp_pa
     assert run(tmp_path, rows, Settings(steps=4, start=1, inversion="naive")).written == 5
     (tmp_path / "out" / "masks" / "case2.png").unlink()
     assert run(tmp_path, rows, Settings(steps=4, start=1, inversion="naive")).written == 1
+    assert run(tmp_path, rows, method="copy-paste").written == run(tmp_path, rows).written == 5
+    damaged = tmp_path / "out" / "records" / "case1.json"
+    damaged.write_text("")
+    with pytest.warns(UserWarning, match=r"case1\.json is damaged and will be made again"):
+        assert run(tmp_path, rows).written == 1
 
 
 def test_a_shared_background_is_inverted_once(tmp_path):

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 from benchmark_files import SETTINGS, draw, run
-from composition_files import FAST, tree, write_tiny_model
+from composition_files import tree
 
 import sd21
 from composition import cli
+from composition.baselines import METHODS
 from composition.benchmark import command as benchmark_command
 from composition.benchmark import variants
 from composition.files import TEMPORARY
@@ -40,7 +41,11 @@ def command(folder: Path, *more: str) -> list[str]:
         (["--busi", "nowhere"], "expected BUSI in its published layout"),
         (["--busi-samples", "0"], "--busi-samples is a whole number from 1 up, got 0"),
         (["--br35h-samples", "3"], "2 samples can be drawn, 3 were asked for"),
-        (["--ablations", "start", "--steps", "12"], "start is a whole number from 1 to 12, got 18"),
+        (
+            ["--ablations", "start", "--steps", "12"],
+            "the ablation start runs T' = 18, 12, 6 and needs --steps 18 or more",
+        ),
+        (["--ablations", "tau", "--start", "4"], "needs --start 5 or more, got 4: raise --start, or leave tau out of"),
     ],
 )
 def test_what_cannot_be_met_is_told_before_the_model_loads(tmp_path, no_model, capsys, more, message):
@@ -134,18 +139,22 @@ def test_two_processes_write_what_one_does(tmp_path):
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason=f"the scans are not at {DATA}")
-def test_real_scans_on_a_network(tmp_path, capsys):
+def test_real_scans_on_the_small_checkpoint(tmp_path, capsys):
     pytest.importorskip("stlpips_pytorch")
-    model = write_tiny_model(tmp_path / "model")
-    methods = ("copy-paste", "tf-icon", "ours")  # two seconds a composite go to ST-LPIPS
-    folders = ["--br35h", DATA / "br35h", "--busi", DATA / "busi", "--br35h-samples", "2", "--busi-samples", "2"]
-    arguments = [*map(str, folders), "--model", str(model), "--device", "cpu", "--out", str(tmp_path / "out"), *FAST]
-    assert cli.main(["benchmark", *arguments, "--local-files-only", "--methods", ",".join(methods)]) == 0
+    counts = ["--br35h-samples", "1", "--busi-samples", "1"]
+    folders = ["--br35h", DATA / "br35h", "--busi", DATA / "busi" / "Dataset_BUSI_with_GT", *counts]
+    short = ["--steps", "7", "--start", "6", "--inversion", "naive"]  # at T' = 6 both readings of tau run the same
+    shown = ["--reproduce", "--ablations", "tau", "--out", tmp_path / "out"]
+    arguments = ["benchmark", "--model", "mini", "--device", "cpu", "--local-files-only", *folders, *short, *shown]
+    assert cli.main([str(argument) for argument in arguments]) == 0
     with (tmp_path / "out" / "samples.csv").open(newline="") as file:
         entries = list(csv.DictReader(file))
-    assert [(entry["id"], entry["variant"]) for entry in entries] == [
-        (f"{dataset}-00{number}", method) for dataset in ("br35h", "busi") for number in (0, 1) for method in methods
-    ]
+    ran = [*METHODS, "ours_preserve_until_1", "ours_preserve_until_5"]
+    assert sorted((entry["id"], entry["variant"]) for entry in entries) == sorted(
+        (f"{dataset}-000", name) for dataset in ("br35h", "busi") for name in ran
+    )
     assert all(0 <= float(entry["lpips_bg"]) and 0 < float(entry["lpips_fg"]) for entry in entries)
     text = capsys.readouterr().out
     assert text.startswith("# Methods") and "| tf-icon | " in text and "ST-LPIPS (alex) bg ↓" in text
+    assert "- The columns of CLIP are left out: no CLIP model from openai/clip-vit-base-patch32" in text
+    assert "Selection of tau" in (tmp_path / "out" / "ablation_tau.md").read_text()

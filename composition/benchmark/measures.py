@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ..canvas import Sample, placed_object
-from ..files import sha256, write_json, write_text
+from ..files import read_json, sha256, write_json, write_text
 from ..images import Scan, read_scan, values_of
 from ..manifest import Row
 from ..metrics import COLUMNS, measure
@@ -64,8 +64,11 @@ def _measure_sample(
     values, missing, errors = {}, {}, []
     for variant in (name for name, of in records.items() if row.id in of):
         try:
-            file = runs / variant / records[variant][row.id]["file_name"]
-            asked = {"composite": sha256(file), "networks": networks.names}
+            record = records[variant][row.id]
+            file = runs / variant / record["file_name"]
+            # What is compared with counts as well: a method may make the same composite of other inputs.
+            inputs = {name: record[name] for name in ("inputs", "prompt")}
+            asked = {"composite": sha256(file), **inputs, "networks": networks.names}
             kept = _kept(_path(runs, variant, row), asked)
             if kept is None:
                 missing[variant] = asked, read_scan(file)
@@ -123,11 +126,9 @@ def measure_composites(sample: Sample, composites: Sequence[Scan], networks: Net
 
 
 def _kept(path: Path, asked: dict) -> dict[str, float] | None:
-    """The measures of an earlier run, if they are of this very composite by these networks."""
-    if not path.exists():
-        return None
-    found = json.loads(path.read_text(encoding="utf-8"))
-    if any(found[name] != value for name, value in asked.items()):
+    """The measures of an earlier run, if they are of this very composite and its inputs, by these networks."""
+    found = read_json(path)
+    if found is None or any(found.get(name) != value for name, value in asked.items()):
         return None
     return {name: float(value) for name, value in found["values"].items()}
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..metrics import COLUMNS
 from .networks import Networks
-from .variants import Comparison
+from .variants import OURS, Comparison
 
 LEVEL, RESAMPLES, SEED = 0.95, 10_000, 0
 HEADS = {
@@ -46,7 +46,7 @@ def summarise(values: Sequence[float]) -> dict:
 
 
 def tabulate(comparison: Comparison, counts: dict[str, int], entries: list[dict], networks: Networks) -> dict:
-    """The table of a comparison: one row per dataset and line.
+    """The table of a comparison: one row per dataset and line, and where ours is among them, ours less each other.
 
     counts: each dataset's samples; entries: as measure_all returns them. A sample that failed for one line is missing
     from that line alone.
@@ -68,6 +68,8 @@ def tabulate(comparison: Comparison, counts: dict[str, int], entries: list[dict]
                     "metrics": {name: summarise([entry[name] for entry in found]) for name in columns},
                 }
             )
+    reference = next((line for line in comparison.lines if line.variant.name == OURS), None)
+    others = [line for line in comparison.lines if reference and line.variant != reference.variant]
     about = {"level": LEVEL, "resamples": RESAMPLES, "seed": SEED}
     return {
         "title": comparison.title,
@@ -75,7 +77,25 @@ def tabulate(comparison: Comparison, counts: dict[str, int], entries: list[dict]
         "missing": networks.missing,
         "interval": about,
         "rows": rows,
+        "reference": reference and reference.label,
+        "differences": [
+            {"dataset": dataset, "line": line.label, **paired(line.variant.name, dataset, entries, columns)}
+            for dataset in counts
+            for line in others
+        ],
     }
+
+
+def paired(other: str, dataset: str, entries: list[dict], columns: Sequence[str]) -> dict:
+    """Ours less another variant on the samples that both have; a value without a finite difference is left out."""
+    ours, theirs = (
+        {entry["id"]: entry for entry in entries if (entry["dataset"], entry["variant"]) == (dataset, name)}
+        for name in (OURS, other)
+    )
+    both = [(ours[sample], theirs[sample]) for sample in ours if sample in theirs]
+    differences = {name: np.array([a[name] for a, _ in both]) - [b[name] for _, b in both] for name in columns}
+    metrics = {name: summarise(values[np.isfinite(values)]) for name, values in differences.items()}
+    return {"samples": len(both), "metrics": metrics}
 
 
 def markdown(table: dict) -> str:
@@ -84,13 +104,19 @@ def markdown(table: dict) -> str:
     for dataset in dict.fromkeys(row["dataset"] for row in table["rows"]):
         rows = [row for row in table["rows"] if row["dataset"] == dataset]
         columns = list(rows[0]["metrics"])
-        heads = ["", *(heading(name, table["networks"]) for name in columns), "evaluations", "samples"]
-        text += [f"## {dataset}", "", _line(heads), _line(["---"] * len(heads))]
+        heads = ["", *(heading(name, table["networks"]) for name in columns)]
+        text += [f"## {dataset}", "", *_head([*heads, "evaluations", "samples"])]
         for row in rows:
             cells = [_cell(row["metrics"][name]) for name in columns]
             evaluations = row["nfe"]["mean"]
             spent = NONE_DEFINED if evaluations is None else f"{evaluations:.4g}"
             text.append(_line([row["line"], *cells, spent, str(row["samples"])]))
+        if differences := [row for row in table["differences"] if row["dataset"] == dataset]:
+            text += ["", f"{table['reference']} less the others, on the samples of both:", ""]
+            text += _head([*heads, "samples"])
+        for row in differences:
+            cells = [_cell(row["metrics"][name]) for name in columns]
+            text.append(_line([row["line"], *cells, str(row["samples"])]))
         text.append("")
     return "\n".join([*text, *(f"- {note}" for note in _notes(table))]) + "\n"
 
@@ -109,6 +135,10 @@ def _cell(summary: dict) -> str:
 
 def _line(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
+
+
+def _head(cells: list[str]) -> list[str]:
+    return [_line(cells), _line(["---"] * len(cells))]
 
 
 def _notes(table: dict) -> list[str]:

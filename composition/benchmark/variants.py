@@ -10,6 +10,7 @@ from ..settings import Settings
 # The paper's values (Tab. 2 and Fig. 9).
 STARTS = (18, 12, 6)
 TAUS = (1, 3, 5)
+OURS = "ours"  # the variant of our method with the settings that were given
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ def methods(names: Sequence[str], settings: Settings) -> Comparison:
 
 
 def start_ablation(settings: Settings) -> Comparison:
-    """Tab. 2 and Fig. 8. Raises ValueError where the grid has too few steps."""
+    """Tab. 2 and Fig. 8. Raises ValueError where the grid has fewer steps than the greatest T'."""
+    _check("start", "steps", settings.steps, max(STARTS), f"runs T' = {', '.join(map(str, STARTS))}")
     lines = tuple(Line(f"T' = {start}", _ours(settings, start=start), start) for start in STARTS)
     return Comparison("ablation_start", "Selection of T' (the paper's Tab. 2)", lines, varied="T'")
 
@@ -61,6 +63,7 @@ def tau_ablation(settings: Settings) -> Comparison:
     T' - tau to T'. At T' = 6 the two agree on tau = 3 and swap 1 and 5, so that it costs no further run.
     Raises ValueError where T' is below the greatest tau.
     """
+    _check("tau", "start", settings.start, max(TAUS), f"runs tau = {', '.join(map(str, TAUS))} and their mirrors in T'")
     readings = (("Eq. 9", lambda tau: tau), ("Fig. 9, mirrored", lambda tau: settings.start - tau))
     lines = tuple(
         Line(f"tau = {tau} ({reading})", _ours(settings, preserve_until=last(tau)), tau, reading)
@@ -70,11 +73,20 @@ def tau_ablation(settings: Settings) -> Comparison:
     return Comparison("ablation_tau", "Selection of tau (the paper's Fig. 9)", lines, varied="tau")
 
 
+def _check(ablation: str, option: str, value: int, least: int, runs: str) -> None:
+    """Refuse what the user chose, before Settings refuses a value of the ablation that the user never saw."""
+    if value < least:
+        raise ValueError(
+            f"the ablation {ablation} {runs} and needs --{option} {least} or more, got {value}: raise --{option}, or "
+            f"leave {ablation} out of --ablations"
+        )
+
+
 def _ours(settings: Settings, **change: int) -> Variant:
     """Our method with one setting changed; under its plain name where that changes nothing, so that it runs once."""
     changed = replace(settings, **change)
     ((name, value),) = change.items()
-    return Variant("ours" if changed == settings else f"ours_{name}_{value}", "ours", changed)
+    return Variant(OURS if changed == settings else f"{OURS}_{name}_{value}", OURS, changed)
 
 
 ABLATIONS = {"start": start_ablation, "tau": tau_ablation}

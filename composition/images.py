@@ -7,6 +7,10 @@ of a stack (NIfTI, multi-frame TIFF or DICOM) is named by its number after a "#"
 from __future__ import annotations
 
 import re
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +24,24 @@ from .medical import ScanError, slice_number
 # A lossy file rings around its edges, so that "nonzero" would grow a mask by several pixels: there, inside starts here.
 LOSSY_THRESHOLD = 128
 LOSSY_FORMATS = ("JPEG", "MPO", "WEBP")
+
+# What Pillow's readers raise for damaged files. Some 60,000 fuzzed ones gave the first nine (MemoryError for a length
+# out of the file, taken at its word); the others can come of the same kind of parsing.
+DAMAGED = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    RuntimeError,
+    MemoryError,
+    struct.error,
+    Image.DecompressionBombError,
+    EOFError,
+    ArithmeticError,
+    AttributeError,
+    zlib.error,
+)
 
 
 @dataclass(frozen=True)
@@ -108,12 +130,13 @@ def read_mask(source: str | Path | Image.Image) -> np.ndarray:
     if path is not None and medical.reader_of(path) is not None:
         inside = medical.reader_of(path)(path, index, name) != 0
     else:
-        image = _open(source, name)
-        lossy = image.format in LOSSY_FORMATS
-        image = ImageOps.exif_transpose(image)
-        alpha = np.asarray(image.convert("RGBA"))[..., 3] if image.has_transparency_data else None
-        one_channel = image.mode in ("1", "L", "F") or image.mode[0] == "I"
-        values = np.asarray(image if one_channel else image.convert("RGB"))
+        with damage_named(name):
+            image = _open(source, name)
+            lossy = image.format in LOSSY_FORMATS
+            image = ImageOps.exif_transpose(image)
+            alpha = np.asarray(image.convert("RGBA"))[..., 3] if image.has_transparency_data else None
+            one_channel = image.mode in ("1", "L", "F") or image.mode[0] == "I"
+            values = np.asarray(image if one_channel else image.convert("RGB"))
         inside = values >= LOSSY_THRESHOLD if lossy else values != 0
         inside = inside.any(axis=2) if inside.ndim == 3 else inside
         if alpha is not None:
@@ -129,6 +152,19 @@ def split_slice(source: str | Path) -> tuple[Path, int | None]:
     if match is None or Path(source).exists():
         return Path(source), None
     return Path(match[1]), int(match[2])
+
+
+@contextmanager
+def damage_named(name: str) -> Iterator[None]:
+    """Within it, whatever Pillow raises for a file that is damaged, or absent, is a ScanError with the file's name."""
+    try:
+        yield
+    except ScanError:
+        raise
+    except FileNotFoundError:
+        raise ScanError(f"{name}: there is no such file") from None
+    except DAMAGED as error:
+        raise ScanError(f"{name} cannot be read as an image: {str(error) or repr(error)}") from error
 
 
 def box_mask(box: tuple[int, int, int, int], size: tuple[int, int]) -> np.ndarray:
@@ -155,16 +191,17 @@ def _pixels_of(source, name: str) -> np.ndarray:
         path, index = split_slice(source)
         if (reader := medical.reader_of(path)) is not None:
             return _to_uint16(reader(path, index, name), name)
-    image = ImageOps.exif_transpose(_open(source, name))
-    if image.mode == "F" or image.mode[0] == "I":
-        values = np.asarray(image)
-        fits = values.dtype.kind in "iu" and values.min() >= 0 and values.max() <= 65535
-        return values.astype(np.uint16) if fits else _to_uint16(values, name)
-    if image.has_transparency_data:
-        gray = image.mode in ("LA", "L")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image.convert("RGBA"))
-        return np.asarray(image.convert("L" if gray else "RGB"))
-    return np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
+    with damage_named(name):
+        image = ImageOps.exif_transpose(_open(source, name))
+        if image.mode == "F" or image.mode[0] == "I":
+            values = np.asarray(image)
+            fits = values.dtype.kind in "iu" and values.min() >= 0 and values.max() <= 65535
+            return values.astype(np.uint16) if fits else _to_uint16(values, name)
+        if image.has_transparency_data:
+            gray = image.mode in ("LA", "L")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image.convert("RGBA"))
+            return np.asarray(image.convert("L" if gray else "RGB"))
+        return np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
 
 
 def _to_uint16(values: np.ndarray, name: str) -> np.ndarray:
@@ -180,14 +217,7 @@ def _open(source, name: str) -> Image.Image:
     if isinstance(source, Image.Image):
         return source
     path, index = split_slice(source)
-    try:
-        image = Image.open(path)
-        image.seek(slice_number(getattr(image, "n_frames", 1), index, name))
-        image.load()
-    except ScanError:
-        raise
-    except FileNotFoundError:
-        raise ScanError(f"{name}: there is no such file") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ScanError(f"{name} cannot be read as an image: {error}") from error
+    image = Image.open(path)
+    image.seek(slice_number(getattr(image, "n_frames", 1), index, name))
+    image.load()
     return image

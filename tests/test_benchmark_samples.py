@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 
 from composition.compose import Sample
-from composition.datasets import Dataset, DatasetError, Labelled, LeftOut, build_benchmark, read_br35h, read_busi
+from composition.datasets import (
+    Dataset,
+    DatasetError,
+    Labelled,
+    LeftOut,
+    benchmark,
+    build_benchmark,
+    read_br35h,
+    read_busi,
+)
 from composition.datasets.benchmark import draw_samples, mask_sha256, unsuitable, user_box
 from composition.datasets.tissue import enclosed, largest_piece, otsu_threshold, tissue_mask
 from composition.images import Scan, read_mask, read_scan, write_image
@@ -77,6 +86,21 @@ def test_tissue_is_the_head_without_the_mark(size):
     assert tissue[size[0] // 2, size[1] // 2] and not tissue[0, 0]
     deep = pixels.astype(np.uint16) * 16 + 1000
     assert np.array_equal(tissue_mask(Scan(deep)), tissue)  # 16 bits over its own range
+
+
+def test_tissue_is_above_half_the_threshold_in_cells_of_a_96th():
+    """Upright bands 0, 60, 200, 25 on 192 pixels, which shrink to 96 cells of two."""
+    tones = np.repeat([0, 60, 200, 25], [51, 47, 32, 62]).astype(np.uint8)
+    tissue = tissue_mask(Scan(np.tile(tones, (192, 1))))
+    # Otsu parts 60 from 200, and half of 60 is 30. So 60 is tissue; 25 is not, though above a third; nor is the cell
+    # of both 0 and 60, which is 30. The band of 200 ends between two cells, and would not with 64 or 48 of them.
+    assert np.array_equal(tissue, boxed((192, 192), 52, 0, 51 + 47 + 32, 192))
+
+
+def test_what_shrinks_to_one_value_has_no_tissue():
+    pixels = np.zeros((300, 300), dtype=np.uint8)
+    pixels[150, 150] = 1
+    assert not tissue_mask(Scan(pixels)).any()
 
 
 def test_box_keeps_the_share_and_the_relative_place():
@@ -187,6 +211,40 @@ def test_another_benchmark_in_the_folder_is_refused(tmp_path):
         build_benchmark(tmp_path / "bench", [(data, 3)], seed=1)
 
 
+def test_other_scans_of_the_same_names_are_another_benchmark(tmp_path):
+    data = dataset(tmp_path / "data", 4)
+    drawn = build_benchmark(tmp_path / "bench", [(data, 3)], seed=0)
+    scan = Path(drawn.manifest.parent, json.loads(drawn.manifest.read_text().splitlines()[0])["background"])
+    before = scan.read_bytes()
+    replaced = tmp_path / "data" / scan.name
+    write_image(replaced, read_scan(replaced).pixels // 2)  # the same tissue, so that the manifest is the same too
+    with pytest.raises(DatasetError, match=r"holds another benchmark: its hashes\.jsonl lists other scans or masks"):
+        build_benchmark(tmp_path / "bench", [(data, 3)], seed=0)
+    assert scan.read_bytes() == before
+    assert build_benchmark(tmp_path / "other", [(data, 3)], seed=0).manifest.read_text() == drawn.manifest.read_text()
+
+
+def test_a_killed_build_resumes_and_keeps_its_folder(tmp_path, monkeypatch):
+    data = dataset(tmp_path / "data", 4)
+    write = benchmark._write
+
+    def killed(sample, folder):
+        write(sample, folder)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(benchmark, "_write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            build_benchmark(tmp_path / "bench", [(data, 3)], seed=0)
+    assert not (tmp_path / "bench" / "manifest.jsonl").exists()  # not whole, and said to be so
+    with pytest.raises(DatasetError, match="holds another benchmark"):  # whose scans would lie among the first one's
+        build_benchmark(tmp_path / "bench", [(data, 3)], seed=1)
+    resumed = build_benchmark(tmp_path / "bench", [(data, 3)], seed=0)
+    assert resumed.sha256 == build_benchmark(tmp_path / "whole", [(data, 3)], seed=0).sha256
+    files = [{p.relative_to(tmp_path / name) for p in (tmp_path / name).rglob("*")} for name in ("bench", "whole")]
+    assert files[0] == files[1]
+
+
 def test_too_few_samples_say_how_many_and_why(tmp_path):
     data = dataset(tmp_path / "data", 4)
     with pytest.raises(DatasetError, match="br35h: 4 samples can be drawn, 9 were asked for") as error:
@@ -206,11 +264,26 @@ def test_backgrounds_without_room_are_counted(tmp_path):
         draw_samples(crowded, 4, seed=0)
 
 
+def test_a_background_without_tissue_is_counted_and_the_others_are_used(tmp_path):
+    data = dataset(tmp_path / "data", 3)
+    pixels = np.zeros((300, 300), dtype=np.uint8)
+    pixels[150, 150] = 1
+    write_image(tmp_path / "data" / "faint.png", pixels)
+    backgrounds = [*data.backgrounds, tmp_path / "data" / "faint.png"]
+    faint = Dataset(data.name, data.prompt, backgrounds, data.objects, LeftOut())
+    with pytest.raises(DatasetError, match=r"3 samples can be drawn(.|\n)*1 x background without tissue: faint\.png"):
+        draw_samples(faint, 4, seed=0)
+
+
 @pytest.mark.skipif(not DATA.is_dir(), reason=f"the scans are not at {DATA}")
 def test_samples_of_real_scans(tmp_path):
-    """A tenth of the paper's 300 + 100. What is left out, and why, are facts of this part of the published data."""
+    """A tenth of the paper's 300 + 100. What is left out, and why, are facts of this part of the published data.
+
+    So is the hash: where it changes, so does the benchmark of 300 + 100 that our evidence is of.
+    """
     br35h, busi = read_br35h(DATA / "br35h"), read_busi(DATA / "busi")
     drawn = build_benchmark(tmp_path / "bench", [(br35h, 30), (busi, 10)], seed=0)
+    assert drawn.sha256 == "739a205f2947dbd91c247583f8f6d42dc30613356cac8958f56a882e8cc2be17"
     rows, errors = read_manifest(drawn.manifest, Settings())
     assert len(rows) == 40 and errors == {}
     for row in rows[::8]:

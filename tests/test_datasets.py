@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from composition.datasets import DatasetError, read_br35h, read_busi
-from composition.datasets.br35h import via_mask
+from composition.datasets.br35h import FARTHEST, via_mask
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"the scans are not at {DATA}")
@@ -21,6 +21,9 @@ def shape(name, **attributes):
 
 SQUARE = shape("polygon", all_points_x=[2, 6, 6, 2], all_points_y=[3, 3, 5, 5])
 CIRCLE = shape("circle", cx=20, cy=10, r=4)
+# What Python's json reads and no coordinate is; Pillow fills nonsense for the first four, and the fifth overflows.
+ODD = (math.nan, math.inf, -math.inf, 2.0**31, 10**400, "7", None)
+ODD_ELLIPSES = [(name, odd) for name in ("cx", "cy", "rx", "ry", "theta") for odd in ODD]
 
 
 def test_polygon_holds_its_outline():
@@ -65,11 +68,25 @@ def test_what_lies_beyond_the_image_is_cut():
         shape("point", cx=1, cy=2),
         {"shape_attributes": None},
         "circle",
+        *(shape("polygon", all_points_x=[1, 9, odd], all_points_y=[1, 1, 9]) for odd in ODD),
+        *(shape("polygon", all_points_x=[1, 9, 9], all_points_y=[1, odd, 9]) for odd in ODD),
+        *(
+            shape("ellipse", **{"cx": 9, "cy": 9, "rx": 4, "ry": 3, "theta": 0, name: odd})
+            for name, odd in ODD_ELLIPSES
+        ),
+        *(shape("circle", cx=9, cy=9, r=odd) for odd in ODD),
     ],
 )
 def test_shapes_that_cannot_be_drawn(region):
     with pytest.raises(ValueError):
         via_mask([region], (20, 30))
+
+
+def test_shapes_are_drawn_up_to_the_farthest_coordinate():
+    box = shape("polygon", all_points_x=[5, FARTHEST, FARTHEST, 5], all_points_y=[-FARTHEST, -FARTHEST, 9, 9])
+    assert via_mask([box], (20, 30)).sum() == (30 - 5) * (9 + 1)
+    # Its leftmost point is (20, 3); it bends by less than a pixel over the image, so that the other rows start at 21.
+    assert via_mask([shape("circle", cx=FARTHEST, cy=3, r=FARTHEST - 20)], (20, 30)).sum() == 10 + 19 * 9
 
 
 def write_scan(path, mode="L", size=(30, 20)):
@@ -137,11 +154,67 @@ def test_br35h_counts_what_it_leaves_out(br35h):
         "image cannot be read": ["no3.jpg", "no4.jpg"],
         "image is blank": ["no5.png"],
         "image is missing": ["y2.jpg"],
-        "image without annotation": ["y7.jpg", "y500.jpg"],  # y500 is not in the broken file
+        "image without annotation": ["y7.jpg"],
         "mask without lesion": ["y5.jpg"],
         "outline cannot be drawn": ["y6.jpg"],
     }
     assert "2 x image cannot be read: no3.jpg, no4.jpg" in str(dataset.left_out).splitlines()
+
+
+def test_br35h_damaged_coordinates_are_counted(br35h):
+    """The numbers as they stand in JSON: Python's json reads NaN, Infinity and integers of any length."""
+    file = br35h / "Br35H-Mask-RCNN" / "TRAIN" / "annotations_train.json"
+    for number in ("NaN", "-Infinity", "1" + "0" * 400):
+        damaged = json.dumps({"y7": entry("y7.jpg", SQUARE)}).replace("[2, 6, 6, 2]", f"[2, 6, {number}, 2]")
+        assert number in damaged
+        file.write_text(damaged)
+        assert read_br35h(br35h).left_out.names["outline cannot be drawn"] == ["y7.jpg"]
+
+
+@pytest.fixture
+def annotated_thrice(tmp_path):
+    """A Br35H whose TRAIN has its annotations in two files, and all of them once more in a file above the folders."""
+    write_scan(tmp_path / "no" / "no0.jpg")
+    outlines = tmp_path / "Br35H-Mask-RCNN"
+    for name in ("TRAIN/y0.jpg", "TRAIN/y1.jpg", "TRAIN/y2.jpg", "VAL/y500.jpg", "VAL/y501.jpg", "TEST/y701.jpg"):
+        write_scan(outlines / name)
+    first, second = {"0": entry("y0.jpg", SQUARE)}, {"1": entry("y1.jpg", CIRCLE), "9": entry("y9.jpg", SQUARE)}
+    val = {"500": entry("y500.jpg", SQUARE)}
+    (outlines / "TRAIN" / "first.json").write_text(json.dumps(first))
+    (outlines / "TRAIN" / "second.json").write_text(json.dumps(second))
+    (outlines / "VAL" / "val.json").write_text(json.dumps(val))
+    (outlines / "annotations_all.json").write_text(json.dumps(first | second | val))
+    return tmp_path
+
+
+def test_br35h_an_annotation_repeated_is_no_matter(annotated_thrice):
+    dataset = read_br35h(annotated_thrice)
+    assert [labelled.path.name for labelled in dataset.objects] == ["y0.jpg", "y1.jpg", "y500.jpg"]
+    assert dataset.left_out.names == {
+        "image is missing": ["y9.jpg"],  # once, though two files name it
+        "image without annotation": [
+            "y2.jpg",
+            "y501.jpg",
+            "y701.jpg",
+        ],  # the last in TEST, which has no annotation file
+    }
+
+
+def test_br35h_other_regions_are_counted_and_the_first_are_taken(annotated_thrice):
+    file = annotated_thrice / "Br35H-Mask-RCNN" / "annotations_all.json"
+    rows = [
+        entry("y0.jpg") | {"regions": {"0": SQUARE}},  # the same regions, in VIA 1's form
+        entry("y1.jpg", SQUARE),
+        entry("y2.jpg", SQUARE),  # annotated here alone
+        entry("y500.jpg", shape("point", cx=1, cy=1)),
+    ]
+    file.write_text(json.dumps(dict(enumerate(rows))))
+    dataset = read_br35h(annotated_thrice)
+    masks = {labelled.path.name: labelled.mask.sum() for labelled in dataset.objects}
+    assert masks == {"y0.jpg": 15, "y1.jpg": 49, "y2.jpg": 15, "y500.jpg": 15}
+    assert dataset.left_out.names["annotated once more"] == ["y1.jpg", "y500.jpg"]
+    assert dataset.left_out.names["image without annotation"] == ["y501.jpg", "y701.jpg"]
+    assert "outline cannot be drawn" not in dataset.left_out.names  # each image is used, or left out: y500 is used
 
 
 @pytest.fixture
@@ -189,6 +262,29 @@ def test_busi_counts_what_it_leaves_out(busi):
     }
     inside = read_busi(busi / "Dataset_BUSI_with_GT")
     assert [labelled.path for labelled in inside.objects] == [labelled.path for labelled in dataset.objects]
+
+
+def test_busi_images_of_one_stem(busi):
+    benign = busi / "Dataset_BUSI_with_GT" / "benign"
+    write_scan(benign / "benign (1).tif")
+    dataset = read_busi(busi)
+    assert dataset.objects[0].path.name == "benign (1).png"
+    assert dataset.left_out.names["image named like an earlier one but for its suffix"] == ["benign (1).tif"]
+
+
+def test_busi_masks_that_pillow_stumbles_over_are_counted(busi, monkeypatch):
+    benign = busi / "Dataset_BUSI_with_GT" / "benign"
+    write_mask(benign / "benign (1)_mask.png", (3, 4, 8, 10), size=(300, 200))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300 * 200 // 2 - 1)  # Pillow's error begins at twice as many
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "a mask"
+    jpeg = benign / "benign (3)_mask_1.jpg"
+    Image.linear_gradient("L").resize((30, 20)).save(jpeg, exif=exif)
+    damaged = jpeg.read_bytes().replace(b"\x01\x0e\x00\x02", b"\x01\x03\x00\x02")  # text where a number belongs
+    jpeg.write_bytes(damaged)
+    dataset = read_busi(busi)
+    assert dataset.left_out.names["mask cannot be read"][:2] == ["benign (1)_mask.png", "benign (3)_mask_1.jpg"]
+    assert [labelled.path.stem for labelled in dataset.objects] == [f"benign ({number})" for number in (2, 4, 5)]
 
 
 def test_folders_that_are_not_the_dataset(tmp_path):

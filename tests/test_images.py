@@ -1,5 +1,6 @@
 """Scans and masks as users have them, and the way back to files."""
 
+import struct
 import sys
 
 import numpy as np
@@ -150,6 +151,42 @@ def test_bad_files_are_named(tmp_path):
         read_mask(tmp_path / "blank.png")
     with pytest.raises(ScanError, match="float32"):
         Scan(GRAY.astype(np.float32))
+
+
+def swap_last(path, old, new):
+    before, after = path.read_bytes().rsplit(old, 1)
+    path.write_bytes(before + new + after)
+
+
+def damaged_exif(path):
+    """A JPEG to be turned, one of whose tags holds text where a number belongs."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "a scan"
+    Image.fromarray(GRAY).save(path, "JPEG", exif=exif)
+    swap_last(path, b"\x01\x0e\x00\x02", b"\x01\x03\x00\x02")  # ImageDescription becomes Compression, in ASCII still
+
+
+def frame_without_width(path):
+    """A TIFF whose second frame lacks its width."""
+    Image.fromarray(GRAY).save(path, "TIFF", save_all=True, append_images=[Image.fromarray(GRAY)])
+    swap_last(path, b"\x00\x01\x04\x00\x01", b"\x00\x70\x04\x00\x01")  # ImageWidth becomes a tag that nobody knows
+
+
+@pytest.mark.parametrize(("write", "raised"), [(damaged_exif, struct.error), (frame_without_width, TypeError)])
+@pytest.mark.parametrize("read", [read_scan, read_mask])
+def test_whatever_pillow_raises_for_damage_names_the_file(tmp_path, read, write, raised):
+    write(tmp_path / "odd.img")  # Pillow goes by content
+    with pytest.raises(ScanError, match=r"odd\.img cannot be read as an image") as error:
+        read(tmp_path / "odd.img")
+    assert type(error.value.__cause__) is raised  # the damage that was meant
+
+
+def test_too_many_pixels_are_named(tmp_path, monkeypatch):
+    write_image(tmp_path / "bomb.png", GRAY)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", GRAY.size // 2 - 1)  # Pillow's error begins at twice as many
+    for read in (read_scan, read_mask):
+        with pytest.raises(ScanError, match=r"bomb\.png cannot be read as an image: .*decompression bomb"):
+            read(tmp_path / "bomb.png")
 
 
 def test_one_slice_of_a_stack_is_named_by_its_number(tmp_path):

@@ -55,22 +55,28 @@ class Benchmark:
 
 
 def build_benchmark(folder: str | Path, parts: Sequence[tuple[Dataset, int]], seed: int = 0) -> Benchmark:
-    """Draw `count` samples from each (dataset, count) and write them to `folder`; the manifest comes last.
+    """Draw `count` samples from each (dataset, count) and write them to `folder`.
 
-    A folder that already holds this benchmark is written again, to the same content. Raises DatasetError where a
-    dataset yields fewer samples, or the folder holds another benchmark.
+    The hashes come first and the manifest last: a folder is one benchmark's from the first file on, and whole with the
+    manifest. A folder that already holds this benchmark, or part of it, is written again, to the same content.
+    Raises DatasetError where a dataset yields fewer samples, or the folder holds another benchmark, be it the same
+    names with other scans or masks.
     """
     folder = Path(folder)
     drawn = [draw_samples(dataset, count, seed) for dataset, count in parts]
     samples = [sample for part, _ in drawn for sample in part]
     rows, hashes = _lines(map(_row, samples)), _lines(map(_hashes, samples))
-    manifest = folder / "manifest.jsonl"
-    if manifest.exists() and manifest.read_text(encoding="utf-8") != rows:
-        raise DatasetError(f"{folder} holds another benchmark; choose an empty folder")
+    manifest, contents = folder / "manifest.jsonl", folder / "hashes.jsonl"
+    for file, text, differs in ((manifest, rows, "samples"), (contents, hashes, "scans or masks")):
+        if file.exists() and file.read_text(encoding="utf-8") != text:
+            raise DatasetError(
+                f"{folder} holds another benchmark: its {file.name} lists other {differs}; choose an empty folder"
+            )
     left_out = {dataset.name: rest for (dataset, _), (_, rest) in zip(parts, drawn, strict=True)}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(contents, hashes)
     for sample in samples:
         _write(sample, folder)
-    write_text(folder / "hashes.jsonl", hashes)
     write_json(folder / "left_out.json", {name: rest.names for name, rest in left_out.items()})
     write_text(manifest, rows)
     return Benchmark(manifest, hashlib.sha256((rows + hashes).encode()).hexdigest(), left_out)
@@ -99,6 +105,9 @@ def draw_samples(dataset: Dataset, count: int, seed: int) -> tuple[list[Sample],
         if len(samples) == count or not objects:
             break
         tissue = tissue_mask(read_scan(background))
+        if not tissue.any():
+            left_out.add("background without tissue", background.name)
+            continue
         for obj in objects:
             box = user_box(tissue, obj.mask)
             if box is not None:

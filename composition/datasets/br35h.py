@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -18,28 +19,40 @@ from .reading import Dataset, Labelled, LeftOut, files_of, scan_size
 PROMPT = "An MRI scan of a cancerous brain"
 OUTLINES = "Br35H-Mask-RCNN"
 
+# Coordinates beyond this are damage: no scan comes near, and Pillow fills polygons in 32-bit floats and integers, where
+# a sixteenth of a pixel is still told up to here, and nothing at all from 2^31.
+FARTHEST = 2**20
+
 
 def read_br35h(root: str | Path) -> Dataset:
     """Read Br35H as published. What cannot be used is counted by reason in `left_out`.
 
+    Annotation files are read in the order of their names, and an image goes by its file name in all of them. It takes
+    its first annotation that can be used; any with other regions than that is counted as "annotated once more", and a
+    repetition of the same ones is no matter. An image that no file annotates is counted where one could: in its folder,
+    or above it.
     Raises DatasetError where `no/` or the folder of outlines is not there.
     """
     root, left_out = Path(root), LeftOut()
     backgrounds = [path for path in files_of(root / "no", "Br35H") if scan_size(path, left_out) is not None]
     files_of(root / OUTLINES, "Br35H")  # for its error
-    objects: dict[str, Labelled] = {}
+    annotations: dict[str, list[tuple[Path, list]]] = {}  # by file name: the image's path, and its regions
+    folders: dict[Path, None] = {}  # in order, and each once
     for file in sorted((root / OUTLINES).rglob("*.json"), key=lambda path: path.relative_to(root).as_posix()):
-        seen = set()
+        covered = [file.parent, *sorted(path for path in file.parent.iterdir() if path.is_dir())]
+        folders |= dict.fromkeys(covered)
         for name, regions in _entries(file, left_out):
-            seen.add(name)
-            if name in objects:
-                left_out.add("annotated once more", name)
-            elif (labelled := _labelled(_image_of(name, file, root), regions, left_out)) is not None:
-                objects[name] = labelled
-        for path in files_of(file.parent, "Br35H"):
-            if path.suffix != ".json" and path.name not in seen:
-                left_out.add("image without annotation", path.name)
-    return Dataset("br35h", PROMPT, backgrounds, [objects[name] for name in sorted(objects)], left_out)
+            annotations.setdefault(name, []).append((_image_of(name, [*covered, root / "yes"]), regions))
+    objects = []
+    for name in sorted(annotations):
+        labelled = _first_usable(name, annotations[name], left_out)
+        if labelled is not None:
+            objects.append(labelled)
+    annotated = {path for found in annotations.values() for path, _ in found}
+    for path in [path for folder in folders for path in files_of(folder, "Br35H")]:
+        if path.suffix != ".json" and path not in annotated:
+            left_out.add("image without annotation", path.name)
+    return Dataset("br35h", PROMPT, backgrounds, objects, left_out)
 
 
 def via_mask(regions: list | dict, size: tuple[int, int]) -> np.ndarray:
@@ -48,7 +61,7 @@ def via_mask(regions: list | dict, size: tuple[int, int]) -> np.ndarray:
     regions: a list, or in VIA 1 a dict of numbered regions. Shapes: polygon (its outline included), ellipse (cx, cy,
     rx, ry, and theta in radians, turning x towards y), circle (cx, cy, r). Ellipses and circles hold the pixels whose
     whole coordinates lie in them. What lies beyond the image is cut.
-    Raises ValueError for other shapes, or ones that lack an attribute.
+    Raises ValueError for other shapes, ones that lack an attribute, and numbers that are none or beyond FARTHEST.
     """
     height, width = size
     image = Image.new("1", (width, height))
@@ -63,13 +76,15 @@ def via_mask(regions: list | dict, size: tuple[int, int]) -> np.ndarray:
                 points = list(zip(shape["all_points_x"], shape["all_points_y"], strict=True))
                 if len(points) < 3:
                     raise ValueError(f"a polygon of {len(points)} points has no area")
+                _check_numbers(*shape["all_points_x"], *shape["all_points_y"])
                 draw.polygon(points, fill=1)
             elif kind in ("ellipse", "circle"):
                 rx, ry = (shape["r"], shape["r"]) if kind == "circle" else (shape["rx"], shape["ry"])
-                theta = shape.get("theta", 0)
+                cx, cy, theta = shape["cx"], shape["cy"], shape.get("theta", 0)
+                _check_numbers(cx, cy, rx, ry, theta)
                 if not (rx > 0 and ry > 0):
                     raise ValueError(f"an ellipse with the half axes {rx} and {ry} has no area")
-                u, v = x - shape["cx"], y - shape["cy"]
+                u, v = x - cx, y - cy
                 along = u * math.cos(theta) + v * math.sin(theta)
                 across = v * math.cos(theta) - u * math.sin(theta)
                 ellipses |= (along / rx) ** 2 + (across / ry) ** 2 <= 1
@@ -80,7 +95,14 @@ def via_mask(regions: list | dict, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(image) | ellipses
 
 
-def _entries(file: Path, left_out: LeftOut) -> list[tuple[str, list | dict]]:
+def _check_numbers(*numbers) -> None:
+    """Raises ValueError for what is no number, infinities and NaN among them, or no place near an image."""
+    for number in numbers:
+        if not (isinstance(number, Real) and abs(number) <= FARTHEST):
+            raise ValueError(f"a coordinate of {number!r}; expected a number from -{FARTHEST} to {FARTHEST}")
+
+
+def _entries(file: Path, left_out: LeftOut) -> list[tuple[str, list]]:
     """The (file name, regions) of a VIA file: its entries, or those under the key of a whole VIA project."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -95,21 +117,37 @@ def _entries(file: Path, left_out: LeftOut) -> list[tuple[str, list | dict]]:
         except (KeyError, TypeError):
             name = regions = None
         if isinstance(name, str) and isinstance(regions, list | dict):
-            found.append((name, regions))
+            found.append((name, list(regions.values()) if isinstance(regions, dict) else regions))
         else:
             left_out.add("annotation without file name or regions", file.name)
     return found
 
 
-def _image_of(name: str, file: Path, root: Path) -> Path:
-    """An entry's image: beside its annotation file, in a folder below, or among the tumour scans."""
-    below = sorted(path for path in file.parent.iterdir() if path.is_dir())
-    folders = [file.parent, *below, root / "yes"]
+def _image_of(name: str, folders: list[Path]) -> Path:
+    """An entry's image, where the first folder has it: the annotation file's, those below, that of tumour scans."""
     places = [folder / name for folder in folders]
     return next((path for path in places if path.is_file()), places[0])
 
 
-def _labelled(path: Path, regions: list | dict, left_out: LeftOut) -> Labelled | None:
+def _first_usable(name: str, annotations: list[tuple[Path, list]], left_out: LeftOut) -> Labelled | None:
+    """An image by the first of its annotations (path, regions) that can be used; else None and a count, once a reason.
+
+    Further annotations are counted where their regions differ from those taken.
+    """
+    failures = LeftOut()
+    for path, regions in annotations:
+        labelled = _labelled(path, regions, failures)
+        if labelled is not None:
+            for _, other in annotations:
+                if other != regions:
+                    left_out.add("annotated once more", name)
+            return labelled
+    for reason in failures.names:
+        left_out.add(reason, name)
+    return None
+
+
+def _labelled(path: Path, regions: list, left_out: LeftOut) -> Labelled | None:
     size = scan_size(path, left_out)
     if size is None:
         return None

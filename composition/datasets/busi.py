@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..images import read_mask
+from ..images import ScanError, damage_named, read_mask
 from .reading import Dataset, Labelled, LeftOut, files_of, scan_size
 
 PROMPT = "An ultrasound image of a cancerous breast"
@@ -33,6 +33,8 @@ def read_busi(root: str | Path) -> Dataset:
         for path in files_of(root / kind, "BUSI"):
             if match := MASK.fullmatch(path.stem):
                 masks.setdefault(match[1], []).append(path)
+            elif path.stem in images:  # masks are found by the stem, so that one image alone can have them
+                left_out.add("image named like an earlier one but for its suffix", path.name)
             else:
                 images[path.stem] = path
         for name in sorted(masks.keys() - images.keys()):
@@ -41,7 +43,7 @@ def read_busi(root: str | Path) -> Dataset:
             size = scan_size(path, left_out)
             if size is None:
                 continue
-            mask = _union(masks.get(name, []), size, path.name, left_out)
+            mask = _union(masks.get(name, []), size, left_out)
             if kind == "normal":
                 if mask is not None and mask.any():
                     left_out.add("tumour-free scan with a lesion in its mask", path.name)
@@ -57,16 +59,16 @@ def read_busi(root: str | Path) -> Dataset:
     return Dataset("busi", PROMPT, backgrounds, objects, left_out)
 
 
-def _union(paths: list[Path], size: tuple[int, int], name: str, left_out: LeftOut) -> np.ndarray | None:
+def _union(paths: list[Path], size: tuple[int, int], left_out: LeftOut) -> np.ndarray | None:
     """The union of the mask files, of the scan's size; None and a count where one cannot be used."""
     union = np.zeros(size, dtype=bool)
     for path in paths:
         try:
-            with Image.open(path) as image:
+            with damage_named(path.name), Image.open(path) as image:
                 image.load()
                 black = image.convert("RGB").getbbox() is None
                 mask = np.zeros(image.size[::-1], dtype=bool) if black else read_mask(image)
-        except (OSError, SyntaxError, ValueError):  # Pillow raises these three for damaged files
+        except ScanError:
             left_out.add("mask cannot be read", path.name)
             return None
         if mask.shape != size:

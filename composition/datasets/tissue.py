@@ -12,7 +12,7 @@ SIDE = 96
 
 
 def tissue_mask(scan: Scan) -> np.ndarray:
-    """The bool mask (H, W) of a scan's tissue.
+    """The bool mask (H, W) of a scan's tissue; all False where the shrunk scan has one value.
 
     On the shrunk scan: pixels above half of Otsu's threshold, of these the largest connected piece, and with it all
     pixels that have some of it to their left and right, above and below (ventricles, vessels, shadows between echoes).
@@ -26,6 +26,8 @@ def tissue_mask(scan: Scan) -> np.ndarray:
     longer = max(height, width, SIDE)
     small = (max(1, width * SIDE // longer), max(1, height * SIDE // longer))
     shrunk = np.asarray(Image.fromarray(gray).resize(small, Image.Resampling.BOX))
+    if shrunk.min() == shrunk.max():  # a few faint pixels in all, averaged away
+        return np.zeros((height, width), dtype=bool)
     inside = enclosed(largest_piece(2 * shrunk.astype(int) > otsu_threshold(shrunk)))
     return np.asarray(Image.fromarray(inside).resize((width, height), Image.Resampling.NEAREST))
 

@@ -11,7 +11,8 @@
     OUT/errors.jsonl                 the samples that failed, if any did
 
 A composite is made when its record is there, and measured when its measures are; whatever is there is kept. So the same
-command resumes a run that was killed, and adds methods, ablations or a metric to one that is done.
+command resumes a run that was killed, and one with more methods, ablations or metrics adds them to what is done.
+Tables, grids and samples.csv show what the last command named, so name all that is wanted.
 """
 
 from .networks import Networks, find_networks

@@ -23,8 +23,8 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         "benchmark",
         help="the paper's comparison, ablations and figures on one's own copy of its datasets",
         description="Compose the paper's benchmark by every method, measure it, and write tables and figures. The same "
-        "command resumes a run that was killed; with more methods, or --ablations, it adds to one that is done. Under "
-        "torchrun, as for batch, several processes share the composites out.",
+        "command resumes a run that was killed; with more methods, or --ablations, it adds to one that is done. Tables "
+        "show what the command names. Under torchrun, as for batch, several processes share the composites out.",
     )
     data = parser.add_argument_group("samples, from one or both of the datasets as published")
     for name, count in DATASETS.items():

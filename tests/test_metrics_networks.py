@@ -16,11 +16,13 @@ from small_models import write_small_tokenizer
 
 from composition import cli
 from composition.benchmark import find_networks, networks
+from composition.images import read_scan
 from composition.metrics import CLIP, WeightsError, lpips, published_lpips, shift_tolerant_lpips
 from composition.metrics.lpips import CHANNELS, ST_FILE, ST_PACKAGE, TORCHVISION_CONVS, blur_pool
 from composition.metrics.resize import square
 
 REFERENCE = json.loads((Path(__file__).parent / "reference" / "lpips.json").read_text())
+EXAMPLES = Path(__file__).parent.parent / "composition" / "examples"
 PACKAGE = importlib.util.find_spec(ST_PACKAGE)
 needs_weights = pytest.mark.skipif(PACKAGE is None, reason="the extra `metrics` (stlpips-pytorch) is not installed")
 
@@ -50,6 +52,17 @@ def test_st_lpips_is_the_published_code_s(shift_tolerant):
     for a, b, expected in pairs("shift_tolerant"):
         assert shift_tolerant(a, b).item() == pytest.approx(expected, **FLOAT32)
     assert shift_tolerant.name == "ST-LPIPS (alex)"
+
+
+@needs_weights
+def test_st_lpips_of_the_shipped_images_is_the_published_code_s(shift_tolerant):
+    for key, expected in REFERENCE["shipped"].items():
+        size, *names = key.split()
+        scans = (
+            torch.from_numpy(read_scan(EXAMPLES / f"{name}.png").values()).permute(2, 0, 1)[None] for name in names
+        )
+        a, b = (scan.repeat_interleave(int(size) // 256, 2).repeat_interleave(int(size) // 256, 3) for scan in scans)
+        assert shift_tolerant(a, b).item() == pytest.approx(expected, **FLOAT32)
 
 
 @needs_weights

@@ -7,10 +7,6 @@ of a stack (NIfTI, multi-frame TIFF or DICOM) is named by its number after a "#"
 from __future__ import annotations
 
 import re
-import struct
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,29 +15,11 @@ from PIL import Image, ImageOps
 
 from . import medical
 from .files import atomic
-from .medical import ScanError, slice_number
+from .medical import ScanError, damage_named, slice_number
 
 # A lossy file rings around its edges, so that "nonzero" would grow a mask by several pixels: there, inside starts here.
 LOSSY_THRESHOLD = 128
 LOSSY_FORMATS = ("JPEG", "MPO", "WEBP")
-
-# What Pillow's readers raise for damaged files. Some 60,000 fuzzed ones gave the first nine (MemoryError for a length
-# out of the file, taken at its word); the others can come of the same kind of parsing.
-DAMAGED = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    RuntimeError,
-    MemoryError,
-    struct.error,
-    Image.DecompressionBombError,
-    EOFError,
-    ArithmeticError,
-    AttributeError,
-    zlib.error,
-)
 
 
 @dataclass(frozen=True)
@@ -130,7 +108,7 @@ def read_mask(source: str | Path | Image.Image) -> np.ndarray:
     if path is not None and medical.reader_of(path) is not None:
         inside = medical.reader_of(path)(path, index, name) != 0
     else:
-        with damage_named(name):
+        with damage_named(name, "an image"):
             image = _open(source, name)
             lossy = image.format in LOSSY_FORMATS
             image = ImageOps.exif_transpose(image)
@@ -152,19 +130,6 @@ def split_slice(source: str | Path) -> tuple[Path, int | None]:
     if match is None or Path(source).exists():
         return Path(source), None
     return Path(match[1]), int(match[2])
-
-
-@contextmanager
-def damage_named(name: str) -> Iterator[None]:
-    """Within it, whatever Pillow raises for a file that is damaged, or absent, is a ScanError with the file's name."""
-    try:
-        yield
-    except ScanError:
-        raise
-    except FileNotFoundError:
-        raise ScanError(f"{name}: there is no such file") from None
-    except DAMAGED as error:
-        raise ScanError(f"{name} cannot be read as an image: {str(error) or repr(error)}") from error
 
 
 def box_mask(box: tuple[int, int, int, int], size: tuple[int, int]) -> np.ndarray:
@@ -191,7 +156,7 @@ def _pixels_of(source, name: str) -> np.ndarray:
         path, index = split_slice(source)
         if (reader := medical.reader_of(path)) is not None:
             return _to_uint16(reader(path, index, name), name)
-    with damage_named(name):
+    with damage_named(name, "an image"):
         image = ImageOps.exif_transpose(_open(source, name))
         if image.mode == "F" or image.mode[0] == "I":
             values = np.asarray(image)

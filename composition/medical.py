@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,19 @@ import numpy as np
 
 class ScanError(ValueError):
     """A file that cannot be used as a scan or as a mask; the message names it."""
+
+
+@contextmanager
+def damage_named(name: str, kind: str) -> Iterator[None]:
+    """Within it, what a reader raises for a file that is damaged, or absent, is a ScanError with the file's name."""
+    try:
+        yield
+    except ScanError:
+        raise
+    except FileNotFoundError:
+        raise ScanError(f"{name}: there is no such file") from None
+    except Exception as error:  # Pillow, pydicom and nibabel raise a dozen types: whatever parsing rubbish leads to
+        raise ScanError(f"{name} cannot be read as {kind}: {str(error) or repr(error)}") from error
 
 
 def slice_number(count: int, index: int | None, name: str) -> int:
@@ -47,18 +62,14 @@ def _read_dicom(path: Path, index: int | None, name: str) -> np.ndarray:
         from pydicom.pixels import apply_modality_lut, apply_voi_lut
     except ImportError as error:
         raise _needs_extra("pydicom", name) from error
-    try:
+    with damage_named(name, "DICOM"):
         data = pydicom.dcmread(path)
         frames = data.pixel_array
-    except FileNotFoundError:
-        raise ScanError(f"{name}: there is no such file") from None
-    except Exception as error:  # pydicom and its decoders raise a dozen types
-        raise ScanError(f"{name} cannot be read as DICOM: {error}") from error
-    if data.get("SamplesPerPixel", 1) != 1:
-        raise ScanError(f"{name} is a colour DICOM; export it as PNG")
-    frames = frames[None] if frames.ndim == 2 else frames
-    frame = frames[slice_number(len(frames), index, name)]
-    values = apply_voi_lut(apply_modality_lut(frame, data), data).astype(np.float64)
+        if data.get("SamplesPerPixel", 1) != 1:
+            raise ScanError(f"{name} is a colour DICOM; export it as PNG")
+        frames = frames[None] if frames.ndim == 2 else frames
+        frame = frames[slice_number(len(frames), index, name)]
+        values = apply_voi_lut(apply_modality_lut(frame, data), data).astype(np.float64)
     return -values if data.get("PhotometricInterpretation") == "MONOCHROME1" else values
 
 
@@ -68,7 +79,7 @@ def _read_nifti(path: Path, index: int | None, name: str) -> np.ndarray:
         import nibabel
     except ImportError as error:
         raise _needs_extra("nibabel", name) from error
-    try:
+    with damage_named(name, "NIfTI"):
         volume = nibabel.as_closest_canonical(nibabel.load(path))
         shape = volume.shape
         if len(shape) == 2:
@@ -76,8 +87,4 @@ def _read_nifti(path: Path, index: int | None, name: str) -> np.ndarray:
         if len(shape) != 3:
             raise ScanError(f"{name} has {len(shape)} dimensions {shape}; expected a volume of three")
         plane = np.asarray(volume.dataobj, dtype=np.float64).reshape(shape)[:, :, slice_number(shape[2], index, name)]
-    except FileNotFoundError:
-        raise ScanError(f"{name}: there is no such file") from None
-    except (nibabel.filebasedimages.ImageFileError, OSError, EOFError) as error:
-        raise ScanError(f"{name} cannot be read as NIfTI: {error}") from error
     return plane[::-1, ::-1].T

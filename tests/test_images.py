@@ -248,6 +248,20 @@ def test_dicom_is_read_over_its_window_and_bright_is_bright(tmp_path):
     np.testing.assert_allclose(pixels[between], (hounsfield[between] - 1500) / 1000 * 65535, atol=66)
 
 
+def test_damaged_medical_files_are_named(tmp_path):
+    dicom_file(tmp_path / "window.dcm", window=(2000, 0))
+    with pytest.raises(ScanError, match=r"window\.dcm cannot be read as DICOM: .*Window Width"):
+        read_scan(tmp_path / "window.dcm")
+    nibabel = pytest.importorskip("nibabel", reason="the extra `medical` is not installed")
+    volume = np.random.default_rng(0).normal(size=(40, 40, 1))
+    nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), tmp_path / "volume.nii.gz")
+    content = bytearray((tmp_path / "volume.nii.gz").read_bytes())
+    content[len(content) // 2 :: 7] = bytes(len(content[len(content) // 2 :: 7]))
+    (tmp_path / "volume.nii.gz").write_bytes(content)
+    with pytest.raises(ScanError, match=r"volume\.nii\.gz cannot be read as NIfTI"):
+        read_scan(tmp_path / "volume.nii.gz")
+
+
 @pytest.mark.parametrize(("package", "name"), [("pydicom", "scan.dcm"), ("nibabel", "scan.nii.gz")])
 def test_without_the_extra_the_error_names_it(tmp_path, monkeypatch, package, name):
     monkeypatch.setitem(sys.modules, package, None)

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..images import ScanError, damage_named, read_mask
+from ..images import ScanError, read_mask
+from ..medical import damage_named
 from .reading import Dataset, Labelled, LeftOut, files_of, scan_size
 
 PROMPT = "An ultrasound image of a cancerous breast"
@@ -64,7 +65,7 @@ def _union(paths: list[Path], size: tuple[int, int], left_out: LeftOut) -> np.nd
     union = np.zeros(size, dtype=bool)
     for path in paths:
         try:
-            with damage_named(path.name), Image.open(path) as image:
+            with damage_named(path.name, "an image"), Image.open(path) as image:
                 image.load()
                 black = image.convert("RGB").getbbox() is None
                 mask = np.zeros(image.size[::-1], dtype=bool) if black else read_mask(image)

@@ -3,6 +3,7 @@
 python benchmark_files.py FOLDER        for torchrun: the benchmark of what was drawn to FOLDER, to FOLDER/ranks
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -36,6 +37,10 @@ def run(
     torch.set_num_threads(1)  # tiny tensors
     request = Request(parts, seed=0, methods=methods, ablations=tuple(ablations), shown=shown, reproduce=reproduce)
     return run_benchmark(request, out, lambda: model or FakeModel(), SETTINGS, networks, quiet=True)
+
+
+def table_of(out: Path, name="table") -> dict:
+    return json.loads((out / f"{name}.json").read_text())
 
 
 if __name__ == "__main__":

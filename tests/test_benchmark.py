@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from benchmark_files import SAMPLES, SETTINGS, WITHOUT, draw, run
+from benchmark_files import SAMPLES, SETTINGS, WITHOUT, draw, run, table_of
 from composition_files import tree
 from fake_model import FakeModel
 from PIL import Image
@@ -51,10 +51,6 @@ def again(whole, tmp_path):
 def read_csv(out: Path) -> list[dict[str, str]]:
     with (out / "samples.csv").open(newline="") as file:
         return list(csv.DictReader(file))
-
-
-def table_of(out: Path, name="table") -> dict:
-    return json.loads((out / f"{name}.json").read_text())
 
 
 def test_everything_is_written(whole):

@@ -10,7 +10,7 @@ import matplotlib.figure
 import numpy as np
 import pytest
 import torch
-from benchmark_files import SAMPLES, SETTINGS, WITHOUT, draw, run
+from benchmark_files import SAMPLES, SETTINGS, WITHOUT, draw, run, table_of
 from PIL import Image
 
 from composition.benchmark import Networks
@@ -53,10 +53,6 @@ def again(whole, tmp_path):
 def read_csv(out: Path) -> dict[tuple[str, str], dict[str, str]]:
     with (out / "samples.csv").open(newline="") as file:
         return {(entry["id"], entry["variant"]): entry for entry in csv.DictReader(file)}
-
-
-def table_of(out: Path, name="table") -> dict:
-    return json.loads((out / f"{name}.json").read_text())
 
 
 def test_differences_are_ours_less_another_sample_by_sample(whole):

@@ -36,7 +36,7 @@ from .store import InversionStore
 class Summary:
     """What a run of `batch` did. rows: read; written, kept: made now, or by an earlier run; bad: see errors.jsonl.
 
-    reused: backgrounds that had been inverted for another row; saved_nfe: the network evaluations this spared.
+    reused: backgrounds and objects that had been inverted before; saved_nfe: the network evaluations this spared.
     """
 
     rows: int
@@ -61,8 +61,8 @@ def run_batch(
 
     load_model: takes nothing, returns what sd21.load returns; called after the manifest was read, if any row is good.
     method: one of baselines.METHODS.
-    cache: a folder for the inversions of backgrounds, shared by ranks and by runs; without it each rank keeps its last
-        ones in memory. Rows are taken by background, so that those that share one come together.
+    cache: a folder for the inversions, shared by ranks and by runs; without it each rank keeps its last ones in memory.
+        Rows are taken by background, so that those that share one come together.
     Returns the summary on rank 0, None on others. Raises OSError for a manifest or folder that cannot be used.
     """
     ranks, out = Ranks(f"batch {out}"), Path(out)
@@ -115,10 +115,10 @@ def _attempt(row: Row, out: Path, model, method: str, inversions: InversionStore
     except Exception as error:  # whatever is wrong with one row, the others go on
         return f"{type(error).__name__}: {error}"
     store.add("written", 1)
-    background = composition.inversion.get("background")  # not every method inverts
-    if background and background["reused"]:
-        store.add("reused", 1)
-        store.add("saved_nfe", background["nfe"])
+    for inversion in composition.inversion.values():  # of methods that invert
+        if inversion["reused"]:
+            store.add("reused", 1)
+            store.add("saved_nfe", inversion["nfe"])
     return ""
 
 

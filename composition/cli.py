@@ -107,7 +107,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_out(parser: argparse.ArgumentParser, about: str) -> None:
     parser.add_argument("--out", required=True, type=Path, help=about)
-    parser.add_argument("--cache", type=Path, help="folder to keep the inversions of backgrounds in, for reuse")
+    parser.add_argument("--cache", type=Path, help="folder to keep the inversions in, for reuse")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress bars, no messages")
 
 
@@ -200,7 +200,7 @@ def _compose_one(request: Request, options: argparse.Namespace, load_model: Call
         **request.describe(),
         **record.provenance(model, settings),
         **record.results(composition),
-        "reused_background": composition.inversion["background"]["reused"],
+        "reused": {name: report["reused"] for name, report in composition.inversion.items()},
         **record.environment(model),
         "seconds": seconds | composition.seconds,
     }
@@ -221,7 +221,7 @@ def _batch(options: argparse.Namespace) -> int:
     if not options.quiet:
         print(
             f"{summary.rows} rows: {summary.written} written, {summary.kept} there already, {summary.bad} bad. "
-            f"Backgrounds inverted for another row were reused {summary.reused} times: {summary.saved_nfe} network "
+            f"Inversions that had been made before were reused {summary.reused} times: {summary.saved_nfe} network "
             "evaluations saved"
         )
     if summary.bad:

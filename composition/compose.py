@@ -54,8 +54,8 @@ def compose_batch(
     """Compose all samples; those whose canvas is of one size run as one batch.
 
     model: what sd21.load returns. prompt None in a sample denoises under the exceptional prompt.
-    inversions: any mapping from `inversion_key` to `Trajectory`. A background found there is not inverted again, and
-        a new one, inverted by itself, is put there; a dict keeps them in memory.
+    inversions: any mapping from `inversion_key` to `Trajectory`. A background or placed object found there is not
+        inverted again, and a new one, inverted by itself, is put there; a dict keeps them in memory.
     progress: wraps the solvers' loops, e.g. tqdm.
     Returns one Composition for every sample, in their order. Before the network runs, raises ValueError (PlacementError
     for what cannot be placed); later solvers.InversionError for a scan that missed the tolerance.
@@ -134,34 +134,33 @@ def text_prediction(model, jobs: list[Job], token: int, grid: Grid, settings: Se
 
 def trajectories(
     model, jobs: list[Job], token: int, settings: Settings, inversions, progress, seconds: dict[str, float]
-) -> tuple[list[Trajectory], list[Trajectory], list[bool]]:
-    """Every job's background and object, inverted, and whether its background had been inverted before."""
+) -> tuple[list[Trajectory], list[Trajectory], list[dict[str, bool]]]:
+    """Every job's background and object, inverted, and which of the two had been inverted before."""
     known = {} if inversions is None else inversions
+    images = [*(job.background for job in jobs), *(job.obj for job in jobs)]
     # Without a mapping to outlive this batch the pixels are key enough, and the model's files need no hashing.
     keys = [
-        job.background.cpu().numpy().tobytes()
-        if inversions is None
-        else inversion_key(model, job.background, token, settings)
-        for job in jobs
+        image.cpu().numpy().tobytes() if inversions is None else inversion_key(model, image, token, settings)
+        for image in images
     ]
     found = {key: known[key] for key in dict.fromkeys(keys) if key in known}
-    new = {key: job.background for key, job in zip(keys, jobs, strict=True) if key not in found}
-    objects = [job.obj for job in jobs]
-    # What is kept must not depend on its company: a batch's other rows change the rounding, so new ones go one by one.
-    groups = [[*new.values(), *objects]] if inversions is None else [*([image] for image in new.values()), objects]
-    inverted = []
-    for group in groups:
-        latents = encode(model, group, settings, seconds)
+    new = {key: image for key, image in zip(keys, images, strict=True) if key not in found}
+    # What is kept must not depend on its company: a batch's other rows change the rounding, so these go one by one.
+    for group in [list(new)] if inversions is None else [[key] for key in new]:
+        latents = encode(model, [new[key] for key in group], settings, seconds)
         with timed(seconds, "inversion", model.device):
-            inverted += invert_latents(model, latents, token, settings, progress)
-    for key, trajectory in zip(new, inverted, strict=False):
-        found[key] = known[key] = trajectory
+            inverted = invert_latents(model, latents, token, settings, progress)
+        for key, trajectory in zip(group, inverted, strict=True):
+            found[key] = known[key] = trajectory
     first = {key: keys.index(key) for key in new}
-    reused = [first.get(key) != row for row, key in enumerate(keys)]
-    return [found[key] for key in keys], inverted[len(new) :], reused
+    reused = [first.get(key) != number for number, key in enumerate(keys)]
+    backgrounds, objects = slice(len(jobs)), slice(len(jobs), None)
+    pairs = zip(reused[backgrounds], reused[objects], strict=True)
+    each = [found[key] for key in keys]
+    return each[backgrounds], each[objects], [{"background": one, "object": other} for one, other in pairs]
 
 
-def inversion_report(background: Trajectory, obj: Trajectory, reused: bool) -> dict[str, dict]:
+def inversion_report(background: Trajectory, obj: Trajectory, reused: dict[str, bool]) -> dict[str, dict]:
     """What Composition.inversion holds."""
     return {
         name: {
@@ -170,7 +169,7 @@ def inversion_report(background: Trajectory, obj: Trajectory, reused: bool) -> d
             "sweeps": trajectory.sweeps,
             "residual": trajectory.residual,
             "converged": trajectory.converged,
-            "reused": name == "background" and reused,
+            "reused": reused[name],
         }
         for name, trajectory in (("background", background), ("object", obj))
     }

@@ -1,8 +1,9 @@
 """Scans as trajectories: inverted once under the exceptional prompt, kept, and read wherever a state is needed.
 
-A trajectory depends on the scan, the model and the settings of the inversion, not on the tumour: a background that
-takes many tumours is inverted for the first of them alone. `compose_batch` looks backgrounds up in any mapping from
-`inversion_key` to `Trajectory`; a dict keeps them in memory.
+A trajectory depends on the scan as it lies on the canvas, the model and the settings of the inversion, and on nothing
+else: a background that takes many tumours is inverted for the first of them alone, and neither it nor a tumour in
+its place is inverted again for another prompt, guidance, tau or method. `compose_batch` looks both up in any
+mapping from `inversion_key` to `Trajectory`; a dict keeps them in memory.
 """
 
 from __future__ import annotations

@@ -146,7 +146,7 @@ def test_a_shared_background_is_inverted_once(tmp_path):
     run(tmp_path, rows, cache=tmp_path / "cache")
     before = tree(tmp_path / "out")
     shutil.rmtree(tmp_path / "out")
-    assert run(tmp_path, rows, cache=tmp_path / "cache").reused == 6
+    assert run(tmp_path, rows, cache=tmp_path / "cache").reused == 2 * 6
     assert tree(tmp_path / "out") == before
 
 

@@ -104,7 +104,7 @@ def test_network_evaluations_and_shared_inversions(whole):
         "ours_start_12": (2 * 26, 2 * 12),
     }
     total = sum(int(entry["nfe_inversion"]) + int(entry["nfe_composition"]) for entry in entries)
-    shared = 2 * 14 * 2 * SAMPLES  # the windows of tau use the backgrounds' inversions of "ours"
+    shared = 2 * (2 * 14) * 2 * SAMPLES  # both windows of tau use the inversions of "ours"
     assert model.rows == total - shared
 
 

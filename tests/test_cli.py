@@ -82,8 +82,8 @@ def test_a_cache_spares_the_background_and_changes_nothing(scans, tmp_path, monk
     counts = []
     for name in ("first", "second"):
         assert cli.main([*command(scans, tmp_path / name, cache=tmp_path / "cache"), "-q"]) == 0
-        counts.append(json.loads((tmp_path / name / "record.json").read_text())["reused_background"])
-    assert counts == [False, True]
+        counts.append(json.loads((tmp_path / name / "record.json").read_text())["reused"])
+    assert counts == [{"background": again, "object": again} for again in (False, True)]
     assert sha256(tmp_path / "first" / "composite.png") == sha256(tmp_path / "second" / "composite.png")
     assert capsys.readouterr() == ("", "")  # -q
 

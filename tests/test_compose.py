@@ -215,16 +215,33 @@ def test_a_batch_is_its_samples_one_by_one_in_their_order():
     assert rows == sum(sum(composition.nfe.values()) for composition in together)
 
 
-def test_a_kept_background_is_inverted_once():
+def test_what_is_kept_is_inverted_once():
     model, kept, one = FakeModel(), {}, sample()
     first = run(model, one, inversions=kept)
-    assert len(kept) == 1 and model.rows == sum(first.nfe.values())
+    assert len(kept) == 2 and model.rows == sum(first.nfe.values())
     model.rows = 0
     second = run(model, replace(one, obj=scan(90, 90, 8)), inversions=kept)
-    assert len(kept) == 1 and model.rows == sum(second.nfe.values())
+    assert len(kept) == 3 and model.rows == sum(second.nfe.values())
     assert second.nfe["inversion"] == second.inversion["object"]["nfe"] and second.inversion["background"]["reused"]
     again = run(model, one, inversions=kept)
     assert np.array_equal(again.image, first.image)
+    model.rows = 0
+    third = run(model, replace(one, prompt="another"), Settings(guidance_scale=4, preserve_until=1), inversions=kept)
+    assert len(kept) == 3 and model.rows == sum(third.nfe.values()) == third.nfe["composition"]
+    moved = np.roll(one.user_mask, 3, axis=1)  # the same object, elsewhere on the canvas
+    assert not run(model, replace(one, user_mask=moved), inversions=kept).inversion["object"]["reused"]
+
+
+def test_an_object_that_cannot_be_inverted_costs_its_background_nothing():
+    kept, one = {}, sample()
+
+    class FailsOnceSomethingIsKept(FakeModel):
+        def unet(self, x, t, context):
+            return super().unet(x, t, context) * (float("nan") if kept else 1)
+
+    with pytest.raises(FloatingPointError):
+        run(FailsOnceSomethingIsKept(), one, inversions=kept)
+    assert len(kept) == 1 and run(FakeModel(), one, inversions=kept).inversion["background"]["reused"]
 
 
 def test_a_composition_costs_at_most_a_third_of_the_papers_recipe():

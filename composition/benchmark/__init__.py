@@ -1,7 +1,7 @@
 """The paper's evidence (section 5): every method on every sample, the metrics, the tables, the grids and the ablations.
 
     OUT/samples/                     the benchmark's samples (datasets/benchmark.py)
-    OUT/inversions/                  inversions of backgrounds, shared by all methods that take the same
+    OUT/inversions/                  inversions, shared by all methods that take the same
     OUT/runs/VARIANT/                a method's composites and records, as `batch` writes them
     OUT/runs/VARIANT/measures/ID.json  their metrics
     OUT/samples.csv                  one row per sample and variant: network evaluations and metrics

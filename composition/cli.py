@@ -21,10 +21,10 @@ from sd21.sources import DEFAULT as DEFAULT_MODEL
 from solvers import InversionError
 
 from . import record
+from .baselines import METHODS
 from .batch import run_batch
 from .benchmark import command as benchmark_command
 from .benchmark import run_benchmark
-from .compose import compose_batch
 from .demo import demo_request
 from .figures import before_after
 from .files import atomic, write_json
@@ -67,6 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
     target.add_argument("--user-box", type=_box, metavar="X,Y,W,H", help="the same as a box, in pixels")
     inputs.add_argument("--prompt", required=True, help='as "An MRI scan of a cancerous brain"')
     _add_out(run, "folder for composite.png, mask.png, figure.png and record.json")
+    _add_method(run)
     _add_model(run)
     _add_settings(run)
 
@@ -95,6 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
         "Files are relative to the manifest",
     )
     _add_out(batch, "folder for metadata.jsonl, images/, masks/, records/ and, where rows failed, errors.jsonl")
+    _add_method(batch)
     _add_model(batch)
     _add_settings(batch)
 
@@ -109,6 +111,11 @@ def _add_out(parser: argparse.ArgumentParser, about: str) -> None:
     parser.add_argument("--out", required=True, type=Path, help=about)
     parser.add_argument("--cache", type=Path, help="folder to keep the inversions in, for reuse")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress bars, no messages")
+
+
+def _add_method(parser: argparse.ArgumentParser) -> None:
+    about = "ours, or a baseline with its own constants (default: %(default)s)"
+    parser.add_argument("--method", choices=tuple(METHODS), default="ours", help=about)
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
@@ -177,27 +184,30 @@ def _run(options: argparse.Namespace) -> int:
     files = {name: getattr(options, name) for name in FILES if getattr(options, name) is not None}
     request = Request(files, options.user_box, options.prompt)
     inversions = InversionStore(options.cache) if options.cache else None  # without, both scans are one batch
-    return _compose_one(request, options, _model_loader(options), inversions)
+    return _compose_one(request, options, options.method, _model_loader(options), inversions)
 
 
 def _demo(options: argparse.Namespace) -> int:
-    return _compose_one(demo_request(), options, partial(sd21.load, "mini"), None)
+    return _compose_one(demo_request(), options, "ours", partial(sd21.load, "mini"), None)
 
 
-def _compose_one(request: Request, options: argparse.Namespace, load_model: Callable, inversions) -> int:
+def _compose_one(
+    request: Request, options: argparse.Namespace, method: str, load_model: Callable, inversions: InversionStore | None
+) -> int:
     settings, sample = _settings(options), request.read()
     options.out.mkdir(parents=True, exist_ok=True)
     begin = time.perf_counter()
     model = load_model()
     seconds = {"load": time.perf_counter() - begin}
     progress = None if options.quiet else partial(tqdm, leave=False)
-    composition = compose_batch(model, [sample], settings, inversions=inversions, progress=progress)[0]
+    composition = METHODS[method](model, [sample], settings, inversions=inversions, progress=progress)[0]
     write_image(options.out / "composite.png", composition.image)
     write_image(options.out / "mask.png", composition.mask)
     with atomic(options.out / "figure.png") as temporary:
         before_after(sample, composition).save(temporary)
     entry = {
         **request.describe(),
+        "method": method,
         **record.provenance(model, settings),
         **record.results(composition),
         "reused": {name: report["reused"] for name, report in composition.inversion.items()},
@@ -214,7 +224,13 @@ def _compose_one(request: Request, options: argparse.Namespace, load_model: Call
 def _batch(options: argparse.Namespace) -> int:
     load_model = _model_loader(options)
     summary = run_batch(
-        options.manifest, options.out, load_model, _settings(options), cache=options.cache, quiet=options.quiet
+        options.manifest,
+        options.out,
+        load_model,
+        _settings(options),
+        method=options.method,
+        cache=options.cache,
+        quiet=options.quiet,
     )
     if summary is None:  # another rank speaks
         return 0

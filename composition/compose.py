@@ -26,23 +26,6 @@ from .inversions import Trajectory, carried_history, inversion_key, invert_laten
 from .settings import Settings
 
 
-def compose(
-    model,
-    background: Scan,
-    obj: Scan,
-    object_mask: np.ndarray,
-    user_mask: np.ndarray,
-    prompt: str | None,
-    settings: Settings = Settings(),  # noqa: B008 -- frozen
-    *,
-    inversions: MutableMapping | None = None,
-    progress: Callable | None = None,
-) -> Composition:
-    """`compose_batch` for a single sample."""
-    sample = Sample(background, obj, object_mask, user_mask, prompt)
-    return compose_batch(model, [sample], settings, inversions=inversions, progress=progress)[0]
-
-
 def compose_batch(
     model,
     samples: Sequence[Sample],
@@ -87,6 +70,24 @@ def compose_batch(
         )
 
     return on_canvases(model, samples, settings, run)
+
+
+def compose(
+    model,
+    background: Scan,
+    obj: Scan,
+    object_mask: np.ndarray,
+    user_mask: np.ndarray,
+    prompt: str | None,
+    settings: Settings = Settings(),  # noqa: B008 -- frozen
+    *,
+    method: Callable = compose_batch,
+    inversions: MutableMapping | None = None,
+    progress: Callable | None = None,
+) -> Composition:
+    """`compose_batch`, or another of baselines.METHODS, for a single sample."""
+    sample = Sample(background, obj, object_mask, user_mask, prompt)
+    return method(model, [sample], settings, inversions=inversions, progress=progress)[0]
 
 
 def compose_trajectories(

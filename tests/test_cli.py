@@ -8,14 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from composition_files import FAST, write_scans, write_tiny_model
+from composition_files import FAST, row, write_manifest, write_scans, write_tiny_model
 from fake_model import FakeModel
 from PIL import Image
 
 import sd21
-from composition import cli, demo
+from composition import cli, compose, demo
+from composition.baselines import METHODS
 from composition.files import sha256
-from composition.images import read_mask, read_scan
+from composition.images import box_mask, read_mask, read_scan
 from composition.placement import place
 from composition.settings import Settings
 
@@ -86,6 +87,26 @@ def test_a_cache_spares_the_background_and_changes_nothing(scans, tmp_path, monk
     assert counts == [{"background": again, "object": again} for again in (False, True)]
     assert sha256(tmp_path / "first" / "composite.png") == sha256(tmp_path / "second" / "composite.png")
     assert capsys.readouterr() == ("", "")  # -q
+
+
+@pytest.mark.parametrize("method", ["copy-paste", "sdedit"])
+def test_run_and_batch_by_a_baseline(scans, tmp_path, monkeypatch, method):
+    monkeypatch.setattr(sd21, "load", lambda *_, **__: FakeModel(64))
+    assert cli.main([*command(scans, tmp_path / "one", method=method), *FAST, "-q"]) == 0
+    entry = json.loads((tmp_path / "one" / "record.json").read_text())
+    assert entry["method"] == method and entry["nfe"]["inversion"] == 0 and entry["reused"] == {}
+    background, obj, mask = read_scan(scans / "s0.png"), read_scan(scans / "s2.png"), read_mask(scans / "m.png")
+    user_mask = box_mask((20, 12, 40, 32), background.size)
+    settings = Settings(steps=4, start=2, preserve_until=1, inversion="naive")
+    given = (FakeModel(64), background, obj, mask, user_mask, "a tumour", settings)
+    expected = compose(*given, method=METHODS[method]).image
+    assert np.array_equal(read_scan(tmp_path / "one" / "composite.png").pixels, expected)
+    assert not np.array_equal(compose(*given).image, expected)
+
+    rows = [row(0, user_box=[20, 12, 40, 32], prompt="a tumour")]
+    manifest = write_manifest(scans / "manifest.jsonl", rows)
+    assert cli.main(["batch", str(manifest), "--out", str(tmp_path / "many"), "--method", method, *FAST, "-q"]) == 0
+    assert np.array_equal(read_scan(tmp_path / "many" / "images" / "case0.png").pixels, expected)
 
 
 BAD = [

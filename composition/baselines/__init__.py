@@ -2,7 +2,8 @@
 
 METHODS maps a name to `method(model, samples, settings, *, inversions=None, progress=None) -> list[Composition]`. Every
 method takes the same placement, canvas, solver, steps and guidance scale from `settings`; what is a method's own
-(strength, thresholds, seed) is a keyword argument of it, whose default is a named constant with its source.
+(strength, thresholds, seed) is a keyword argument of it, whose default is a named constant with its source. For a
+single sample there is `compose(..., method=METHODS[name])`.
 
 A method that draws noise takes a `seed` and draws on the CPU, the same for every sample, as TF-ICON seeds anew for
 each: so neither the device nor a sample's company changes its result.

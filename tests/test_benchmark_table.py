@@ -1,11 +1,12 @@
 """The bootstrap on cases whose answer is known, and what a table does with values that have no mean."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
 
-from composition.benchmark.table import bootstrap_interval, summarise
+from composition.benchmark.table import bootstrap_interval, paired, summarise
 
 
 def binomial_quantile(count: int, share: float, level: float) -> int:
@@ -47,3 +48,19 @@ def test_values_without_a_mean_are_counted():
     nothing = {"mean": None, "low": None, "high": None}
     assert summarise([]) == nothing | {"finite": 0, "infinite": 0, "undefined": 0}
     assert summarise([math.nan]) == nothing | {"finite": 0, "infinite": 0, "undefined": 1}
+
+
+def test_differences_are_of_the_samples_that_both_have_and_finite():
+    ours = {"busi-000": 3.0, "busi-001": math.inf, "busi-002": 5.0, "busi-004": 1.0}
+    theirs = {"busi-000": 1.0, "busi-001": math.inf, "busi-002": math.inf, "busi-003": 9.0, "busi-004": 2.0}
+    entries = [
+        {"id": sample, "dataset": "busi", "variant": variant, "psnr_bg": value}
+        for variant, values in (("ours", ours), ("theirs", theirs))
+        for sample, value in values.items()
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = paired("theirs", "busi", entries, ["psnr_bg"])
+    assert found["samples"] == 4
+    assert found["metrics"]["psnr_bg"]["mean"] == 0.5 and found["metrics"]["psnr_bg"]["finite"] == 2
+    assert paired("theirs", "br35h", entries, ["psnr_bg"])["metrics"]["psnr_bg"]["mean"] is None

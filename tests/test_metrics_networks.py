@@ -203,6 +203,19 @@ def test_clip_is_transformers_own(clip_folder):
     torch.testing.assert_close(clip.text_similarity(images, prompts), expected, rtol=0, atol=1e-4)  # hundredfold
 
 
+def test_clip_s_name_tells_its_weights(clip_folder, tmp_path):
+    """The benchmark keeps measures by it."""
+    copy = shutil.copytree(clip_folder, tmp_path / "clip")
+    tensors = load_file(copy / "model.safetensors")
+    before = CLIP(str(copy), local_files_only=True).name
+    assert re.fullmatch(rf"CLIP \({copy}; weights [0-9a-f]{{8}}\)", before)
+    save_file({name: tensor.clone() for name, tensor in reversed(tensors.items())}, copy / "model.safetensors")
+    assert CLIP(str(copy), local_files_only=True).name == before
+    tensors["visual_projection.weight"][0, 0] += 1
+    save_file(tensors, copy / "model.safetensors", {"format": "pt"})
+    assert CLIP(str(copy), local_files_only=True).name != before
+
+
 def test_clip_of_equal_images_is_100_and_long_prompts_are_cut(clip_folder):
     clip = CLIP(str(clip_folder), local_files_only=True)
     same, other = drawn_image(50), drawn_image(70, 2)
@@ -296,7 +309,11 @@ def test_networks_that_are_absent_say_why(clip_folder, monkeypatch):
     monkeypatch.setattr(lpips, "ST_PACKAGE", "no_such_package")
     monkeypatch.setattr(networks, "SOURCE", str(clip_folder))
     found = find_networks(None, None, device="cpu", local_files_only=True)
-    assert found.lpips is None and found.names == {"clip": f"CLIP ({clip_folder})"}
+    assert (
+        found.lpips is None
+        and list(found.names) == ["clip"]
+        and found.names["clip"].startswith(f"CLIP ({clip_folder}; ")
+    )
     assert list(found.missing) == ["lpips"] and 'pip install "tumour-composition[metrics]"' in found.missing["lpips"]
 
     def two_lines():

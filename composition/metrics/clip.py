@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import torch
 import torch.nn.functional as F
 
-from .lpips import WeightsError
+from .lpips import DIGITS, WeightsError
 from .resize import square
 
 # The paper does not say which CLIP it used. This is the one that most publications' "CLIP score" means.
@@ -17,16 +19,17 @@ TOLD = 3  # of the weights that do not fit; an error that lists all 398 is not r
 
 
 class CLIP:
-    """A CLIP of the transformers library. `name` belongs beside its figures.
+    """A CLIP of the transformers library. `name`, which tells its weights by their SHA-256, belongs beside its figures.
 
     source: a folder in the transformers layout, or a hub id. Its weights are a CLIPModel's, all of them; others beside
     them are passed over, as older files carry buffers. Raises WeightsError where it is absent or anything else.
     """
 
     def __init__(self, source: str = SOURCE, *, device: torch.device | str = "cpu", local_files_only: bool = False):
-        self.name, self.device = f"CLIP ({source})", torch.device(device)
         model, self.tokenizer = _load(source, local_files_only)
-        self.model = model.to(self.device).float().eval()  # transformers 5 keeps half precision, 4 does not
+        model = model.float().eval()  # transformers 5 keeps half precision, 4 does not
+        self.name, self.device = f"CLIP ({source}; weights {_digest(model)})", torch.device(device)
+        self.model = model.to(self.device)
 
     @torch.no_grad()
     def embed_images(self, images: torch.Tensor) -> torch.Tensor:
@@ -55,6 +58,14 @@ class CLIP:
     def text_similarity(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
         """100 times the cosine of every image and its prompt, (B,)."""
         return 100 * (self.embed_images(images) * self.embed_texts(prompts)).sum(dim=1)
+
+
+def _digest(model: torch.nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.named_parameters()):
+        digest.update(name.encode())
+        digest.update(weight.detach().numpy().tobytes())
+    return digest.hexdigest()[:DIGITS]
 
 
 def _load(source: str, local_files_only: bool):

@@ -47,7 +47,7 @@ def compose_batch(
     def run(jobs: list[Job], token: int) -> list[Composition]:
         """Steps 3 to 6 for samples of one canvas size."""
         seconds: dict[str, float] = {}
-        backgrounds, objects, reused = trajectories(model, jobs, token, settings, inversions, progress, seconds)
+        backgrounds, objects, reports = trajectories(model, jobs, token, settings, inversions, progress, seconds)
         with timed(seconds, "composition", model.device):
             x_bg = torch.stack([trajectory.states.to(model.device) for trajectory in backgrounds], dim=1)
             x_obj = torch.stack([trajectory.states for trajectory in objects], dim=1)
@@ -57,7 +57,6 @@ def compose_batch(
                 carried = [carried_history(states, table) for states in (x_obj, x_bg)]
                 history = blending.compose_states(*carried, masks(jobs)[0])
             latent, nfe = compose_trajectories(model, jobs, x_bg, x_obj, token, settings, history, progress)
-        reports = [inversion_report(*row) for row in zip(backgrounds, objects, reused, strict=True)]
         return to_scans(
             model,
             jobs,
@@ -135,8 +134,8 @@ def text_prediction(model, jobs: list[Job], token: int, grid: Grid, settings: Se
 
 def trajectories(
     model, jobs: list[Job], token: int, settings: Settings, inversions, progress, seconds: dict[str, float]
-) -> tuple[list[Trajectory], list[Trajectory], list[dict[str, bool]]]:
-    """Every job's background and object, inverted, and which of the two had been inverted before."""
+) -> tuple[list[Trajectory], list[Trajectory], list[dict[str, dict]]]:
+    """Every job's background and object, inverted, and what Composition.inversion holds of the two."""
     known = {} if inversions is None else inversions
     images = [*(job.background for job in jobs), *(job.obj for job in jobs)]
     # Without a mapping to outlive this batch the pixels are key enough, and the model's files need no hashing.
@@ -154,28 +153,18 @@ def trajectories(
         for key, trajectory in zip(group, inverted, strict=True):
             found[key] = known[key] = trajectory
     first = {key: keys.index(key) for key in new}
-    reused = [first.get(key) != number for number, key in enumerate(keys)]
-    backgrounds, objects = slice(len(jobs)), slice(len(jobs), None)
-    pairs = zip(reused[backgrounds], reused[objects], strict=True)
     each = [found[key] for key in keys]
+    told = [_report(found[key], reused=first.get(key) != number) for number, key in enumerate(keys)]
+    backgrounds, objects = slice(len(jobs)), slice(len(jobs), None)
+    pairs = zip(told[backgrounds], told[objects], strict=True)
     return each[backgrounds], each[objects], [{"background": one, "object": other} for one, other in pairs]
 
 
-def inversion_report(background: Trajectory, obj: Trajectory, reused: dict[str, bool]) -> dict[str, dict]:
-    """What Composition.inversion holds."""
-    return {
-        name: {
-            "method": trajectory.method,
-            "nfe": trajectory.nfe,
-            "sweeps": trajectory.sweeps,
-            "residual": trajectory.residual,
-            "converged": trajectory.converged,
-            "reused": reused[name],
-        }
-        for name, trajectory in (("background", background), ("object", obj))
-    }
+def _report(trajectory: Trajectory, reused: bool) -> dict:
+    names = ("method", "nfe", "sweeps", "residual", "converged")
+    return {name: getattr(trajectory, name) for name in names} | {"reused": reused}
 
 
 def inversion_nfe(report: dict[str, dict]) -> int:
-    """The network rows that the inversions of an `inversion_report` took now: a reused one took none."""
+    """The network rows that the inversions of a report of `trajectories` took now: a reused one took none."""
     return sum(entry["nfe"] for entry in report.values() if not entry["reused"])

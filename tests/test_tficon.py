@@ -260,9 +260,7 @@ def test_every_row_of_every_step_by_default(monkeypatch):
     # x[T] as inversions might give it: they have tests of their own.
     background, obj = torch.randn(2, 2, 4, 16, 16, generator=torch.Generator().manual_seed(1))
     ends = [[Trajectory(x[None], "naive", 0, 0, 0.0, True) for x in stream] for stream in (background, obj)]
-    monkeypatch.setattr(
-        tficon, "trajectories", lambda *_: (*ends, [dict.fromkeys(("background", "object"), False)] * 2)
-    )
+    monkeypatch.setattr(tficon, "trajectories", lambda *_: (*ends, [{}, {}]))
     tf_icon(model, samples)
 
     grid, table = sampler(model, Settings())

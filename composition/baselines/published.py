@@ -10,7 +10,7 @@ import torch
 from solvers import data_prediction, denoise
 
 from ..canvas import Composition, Job, Sample, on_canvases, timed, to_scans
-from ..compose import compose_trajectories, inversion_nfe, inversion_report, trajectories
+from ..compose import compose_trajectories, inversion_nfe, trajectories
 from ..inversions import network, sampler
 from ..prompts import exceptional_context
 from ..settings import Settings
@@ -39,13 +39,12 @@ def published(
 
     def run(jobs: list[Job], token: int) -> list[Composition]:
         seconds: dict[str, float] = {}
-        backgrounds, objects, reused = trajectories(model, jobs, token, whole, inversions, progress, seconds)
+        backgrounds, objects, reports = trajectories(model, jobs, token, whole, inversions, progress, seconds)
         with timed(seconds, "composition", model.device):
             ends = torch.stack([trajectory.states[-1].to(model.device) for trajectory in [*backgrounds, *objects]])
             states, nfe_again = denoise_again(model, ends, token, settings, progress)
             x_bg, x_obj = states.chunk(2, dim=1)
             latent, nfe = compose_trajectories(model, jobs, x_bg, x_obj, token, settings, progress=progress)
-        reports = [inversion_report(*row) for row in zip(backgrounds, objects, reused, strict=True)]
         counts = [
             {"inversion": inversion_nfe(report), "composition": nfe + nfe_again // len(jobs)} for report in reports
         ]

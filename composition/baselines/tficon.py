@@ -50,7 +50,7 @@ from solvers import Grid, data_prediction, denoise, guided
 
 from .. import prompts
 from ..canvas import Composition, Job, Sample, masks, on_canvases, timed, to_scans
-from ..compose import inversion_nfe, inversion_report, trajectories
+from ..compose import inversion_nfe, trajectories
 from ..inversions import Trajectory, network, sampler
 from ..settings import Settings
 from . import noise
@@ -91,7 +91,7 @@ def tf_icon(
 
     def run(jobs: list[Job], token: int) -> list[Composition]:
         seconds: dict[str, float] = {}
-        backgrounds, objects, reused = trajectories(model, jobs, token, whole, inversions, progress, seconds)
+        backgrounds, objects, reports = trajectories(model, jobs, token, whole, inversions, progress, seconds)
         together = max(1, settings.max_batch // 5) if settings.max_batch else len(jobs)
         latents, evaluations = [], 0
         with timed(seconds, "composition", model.device):
@@ -103,7 +103,6 @@ def tf_icon(
                 x = denoise(x, grid, table, streams, edit=streams.rectify, progress=progress)
                 latents.append(x[:, COMPOSITE])
                 evaluations += streams.evaluations
-        reports = [inversion_report(*row) for row in zip(backgrounds, objects, reused, strict=True)]
         counts = [{"inversion": inversion_nfe(report), "composition": evaluations // len(jobs)} for report in reports]
         latent = torch.cat(latents)
         return to_scans(model, jobs, latent, token, settings, inversion=reports, nfe=counts, seconds=seconds)

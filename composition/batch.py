@@ -24,7 +24,7 @@ import torch.distributed as dist
 
 from . import record
 from .baselines import METHODS
-from .files import read_json, remove_partial, write_json, write_text
+from .files import read_kept, remove_partial, write_json, write_text
 from .images import write_image
 from .manifest import Row, read_manifest
 from .ranks import Ranks
@@ -124,10 +124,8 @@ def _attempt(row: Row, out: Path, model, method: str, inversions: InversionStore
 
 def _is_done(out: Path, path: Path, asked: dict) -> bool:
     """Whether an earlier run made this very row: same inputs, settings and model."""
-    found = read_json(path)
-    if found is None or not all((out / asked[name]).exists() for name in ("file_name", "mask_file_name")):
-        return False
-    return all(name in found and found[name] == value for name, value in asked.items())
+    files_there = all((out / asked[name]).exists() for name in ("file_name", "mask_file_name"))
+    return files_there and read_kept(path, asked) is not None
 
 
 def _write_tables(out: Path, good: list[Row], errors: dict[int, str]) -> None:

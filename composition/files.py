@@ -48,8 +48,11 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> dict | None:
-    """The object that a JSON file holds; None where there is no file, or a damaged one, which is warned of."""
+def read_kept(path: Path, asked: dict) -> dict | None:
+    """The object that an earlier run left in a JSON file, if all of `asked` is in it; else None.
+
+    None, too, where there is no file, or a damaged one, which is warned of.
+    """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -57,7 +60,8 @@ def read_json(path: Path) -> dict | None:
     except ValueError as error:
         warnings.warn(f"{path} is damaged and will be made again: {error}", stacklevel=2)
         return None
-    return found if isinstance(found, dict) else None
+    same = isinstance(found, dict) and all(name in found and found[name] == value for name, value in asked.items())
+    return found if same else None
 
 
 def sha256(path: str | Path) -> str:

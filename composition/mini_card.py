@@ -24,7 +24,7 @@ from sd21.training import data
 from sd21.training.vae import psnr
 
 from . import prompts
-from .files import read_json, write_json
+from .files import read_kept, write_json
 from .inversions import sampler
 from .mini_pairs import compare_with_paste, held_out_pairs
 from .settings import Settings
@@ -72,8 +72,9 @@ def psnr_of_linear_code(known: Tensor, pixels: Tensor, channels: int, factor: in
     def squares(grey: Tensor) -> Tensor:
         return rearrange(grey.float() / 127.5 - 1, "n (y h) (x w) -> (n y x) (h w)", h=side, w=side)
 
-    mean = squares(known).mean(0)
-    centred = squares(known) - mean
+    centred = squares(known)
+    mean = centred.mean(0)
+    centred -= mean
     basis = torch.linalg.eigh((centred.T @ centred).double()).eigenvectors[:, -count:].float()
     images = squares(pixels)
     decoded = (images - mean) @ basis @ basis.T + mean
@@ -227,8 +228,7 @@ def main() -> None:
 
 def kept_figures(path: Path, asked: dict) -> dict:
     """What an earlier run with the same options measured before it was stopped."""
-    found = read_json(path)
-    return found if found and found.get("asked") == asked else {"asked": asked}
+    return read_kept(path, {"asked": asked}) or {"asked": asked}
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ..canvas import Sample, placed_object
-from ..files import read_json, sha256, write_json, write_text
+from ..files import read_kept, sha256, write_json, write_text
 from ..images import Scan, read_scan, values_of
 from ..manifest import Row
 from ..metrics import COLUMNS, measure
@@ -127,10 +127,8 @@ def measure_composites(sample: Sample, composites: Sequence[Scan], networks: Net
 
 def _kept(path: Path, asked: dict) -> dict[str, float] | None:
     """The measures of an earlier run, if they are of this very composite and its inputs, by these networks."""
-    found = read_json(path)
-    if found is None or any(found.get(name) != value for name, value in asked.items()):
-        return None
-    return {name: float(value) for name, value in found["values"].items()}
+    found = read_kept(path, asked)
+    return found and {name: float(value) for name, value in found["values"].items()}
 
 
 def write_csv(path: Path, entries: list[dict]) -> None:

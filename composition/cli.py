@@ -76,7 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="one composition with what ships with the package: no network, no files needed",
         description="One composition with the checkpoint and the scans that ship with the package.",
     )
-    demo.set_defaults(command=_demo)
+    demo.set_defaults(command=_demo, method="ours")
     demo.add_argument("--out", type=Path, default=Path("demo"), help="folder for the results (default: %(default)s)")
     demo.add_argument("-q", "--quiet", action="store_true", help="no progress bars, no messages")
     _add_settings(demo)
@@ -184,30 +184,28 @@ def _run(options: argparse.Namespace) -> int:
     files = {name: getattr(options, name) for name in FILES if getattr(options, name) is not None}
     request = Request(files, options.user_box, options.prompt)
     inversions = InversionStore(options.cache) if options.cache else None  # without, both scans are one batch
-    return _compose_one(request, options, options.method, _model_loader(options), inversions)
+    return _compose_one(request, options, _model_loader(options), inversions)
 
 
 def _demo(options: argparse.Namespace) -> int:
-    return _compose_one(demo_request(), options, "ours", partial(sd21.load, "mini"), None)
+    return _compose_one(demo_request(), options, partial(sd21.load, "mini"), None)
 
 
-def _compose_one(
-    request: Request, options: argparse.Namespace, method: str, load_model: Callable, inversions: InversionStore | None
-) -> int:
+def _compose_one(request: Request, options: argparse.Namespace, load_model: Callable, inversions) -> int:
     settings, sample = _settings(options), request.read()
     options.out.mkdir(parents=True, exist_ok=True)
     begin = time.perf_counter()
     model = load_model()
     seconds = {"load": time.perf_counter() - begin}
     progress = None if options.quiet else partial(tqdm, leave=False)
-    composition = METHODS[method](model, [sample], settings, inversions=inversions, progress=progress)[0]
+    composition = METHODS[options.method](model, [sample], settings, inversions=inversions, progress=progress)[0]
     write_image(options.out / "composite.png", composition.image)
     write_image(options.out / "mask.png", composition.mask)
     with atomic(options.out / "figure.png") as temporary:
         before_after(sample, composition).save(temporary)
     entry = {
         **request.describe(),
-        "method": method,
+        "method": options.method,
         **record.provenance(model, settings),
         **record.results(composition),
         "reused": {name: report["reused"] for name, report in composition.inversion.items()},

@@ -3,6 +3,7 @@
 python benchmark_files.py FOLDER        for torchrun: the benchmark of what was drawn to FOLDER, to FOLDER/ranks
 """
 
+import csv
 import json
 import sys
 from pathlib import Path
@@ -37,6 +38,11 @@ def run(
     torch.set_num_threads(1)  # tiny tensors
     request = Request(parts, seed=0, methods=methods, ablations=tuple(ablations), shown=shown, reproduce=reproduce)
     return run_benchmark(request, out, lambda: model or FakeModel(), SETTINGS, networks, quiet=True)
+
+
+def read_csv(out: Path) -> list[dict[str, str]]:
+    with (out / "samples.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def table_of(out: Path, name="table") -> dict:

@@ -1,6 +1,5 @@
 """The benchmark from drawn datasets to its files: figures recomputed from the CSV, resuming, failures."""
 
-import csv
 import json
 import math
 import shutil
@@ -9,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from benchmark_files import SAMPLES, SETTINGS, WITHOUT, draw, run, table_of
+from benchmark_files import SAMPLES, SETTINGS, WITHOUT, draw, read_csv, run, table_of
 from composition_files import tree
 from fake_model import FakeModel
 from PIL import Image
@@ -46,11 +45,6 @@ def whole(parts, tmp_path_factory):
 def again(whole, tmp_path):
     """A copy of it, to be changed."""
     return shutil.copytree(whole[0], tmp_path / "again")
-
-
-def read_csv(out: Path) -> list[dict[str, str]]:
-    with (out / "samples.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def test_everything_is_written(whole):

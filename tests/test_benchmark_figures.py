@@ -1,6 +1,5 @@
 """What the benchmark's tables, plots and grids are made of: paired differences, panels, shown samples, measures."""
 
-import csv
 import json
 import math
 import shutil
@@ -10,7 +9,7 @@ import matplotlib.figure
 import numpy as np
 import pytest
 import torch
-from benchmark_files import SAMPLES, SETTINGS, WITHOUT, draw, run, table_of
+from benchmark_files import SAMPLES, SETTINGS, WITHOUT, draw, read_csv, run, table_of
 from PIL import Image
 
 from composition.benchmark import Networks
@@ -50,13 +49,12 @@ def again(whole, tmp_path):
     return shutil.copytree(whole[0], tmp_path / "again")
 
 
-def read_csv(out: Path) -> dict[tuple[str, str], dict[str, str]]:
-    with (out / "samples.csv").open(newline="") as file:
-        return {(entry["id"], entry["variant"]): entry for entry in csv.DictReader(file)}
+def entries_of(out: Path) -> dict[tuple[str, str], dict[str, str]]:
+    return {(entry["id"], entry["variant"]): entry for entry in read_csv(out)}
 
 
 def test_differences_are_ours_less_another_sample_by_sample(whole):
-    entries, table = read_csv(whole[0]), table_of(whole[0])
+    entries, table = entries_of(whole[0]), table_of(whole[0])
     assert table["reference"] == "ours"
     rows = [row for row in table["differences"] if row["dataset"] == "busi"]
     assert [row["line"] for row in rows] == ["copy-paste", "sdedit"] and all(row["samples"] == SAMPLES for row in rows)
@@ -142,7 +140,7 @@ def test_measures_of_anything_else_are_not_kept(parts, whole, again, changed):
     found["values"]["psnr_fg"] = -1.0
     path.write_text(json.dumps(found))
     assert run(parts, again, *METHODS) == []
-    assert read_csv(again)[FIRST, "sdedit"] == read_csv(whole[0])[FIRST, "sdedit"]
+    assert entries_of(again)[FIRST, "sdedit"] == entries_of(whole[0])[FIRST, "sdedit"]
     assert json.loads(path.read_text()) == json.loads(measures_of(whole[0]).read_text())
 
 
@@ -151,7 +149,7 @@ def test_damaged_measures_and_records_are_made_again(parts, whole, again):
         path.write_text(path.read_text()[:20])
     with pytest.warns(UserWarning, match=r"000\.json is damaged and will be made again"):
         assert run(parts, again, *METHODS, ablations=["tau"]) == []
-    assert read_csv(again) == read_csv(whole[0])
+    assert entries_of(again) == entries_of(whole[0])
 
 
 class CLIPDouble:
@@ -170,7 +168,7 @@ class CLIPDouble:
 def test_clip_has_its_columns(parts, again):
     assert run(parts, again, *METHODS, networks=Networks(None, CLIPDouble(), {"lpips": "none"})) == []
     prompts = {row.id: row.request.prompt for row in read_manifest(again / "samples" / "manifest.jsonl", SETTINGS)[0]}
-    entries = read_csv(again)
+    entries = entries_of(again)
     for (sample, _), entry in entries.items():
         assert float(entry["clip_text"]) == len(prompts[sample]) and 0 < float(entry["clip_image"]) <= 100
     assert math.isclose(table_of(again)["rows"][0]["metrics"]["clip_text"]["mean"], len(prompts[FIRST]))

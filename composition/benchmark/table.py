@@ -56,7 +56,7 @@ def tabulate(comparison: Comparison, counts: dict[str, int], entries: list[dict]
     for dataset, samples in counts.items():
         for line in comparison.lines:
             variant = line.variant
-            found = [e for e in entries if (e["dataset"], e["variant"]) == (dataset, variant.name)]
+            found = _entries_of(variant.name, dataset, entries)
             rows.append(
                 {
                     "dataset": dataset,
@@ -88,15 +88,16 @@ def tabulate(comparison: Comparison, counts: dict[str, int], entries: list[dict]
 
 def paired(other: str, dataset: str, entries: list[dict], columns: Sequence[str]) -> dict:
     """Ours less another variant on the samples that both have; a value without a finite difference is left out."""
-    ours, theirs = (
-        {entry["id"]: entry for entry in entries if (entry["dataset"], entry["variant"]) == (dataset, name)}
-        for name in (OURS, other)
-    )
+    ours, theirs = ({entry["id"]: entry for entry in _entries_of(name, dataset, entries)} for name in (OURS, other))
     both = [(ours[sample], theirs[sample]) for sample in ours if sample in theirs]
     with np.errstate(invalid="ignore"):  # two infinite PSNRs
         differences = {name: np.array([a[name] for a, _ in both]) - [b[name] for _, b in both] for name in columns}
     metrics = {name: summarise(values[np.isfinite(values)]) for name, values in differences.items()}
     return {"samples": len(both), "metrics": metrics}
+
+
+def _entries_of(variant: str, dataset: str, entries: list[dict]) -> list[dict]:
+    return [entry for entry in entries if (entry["dataset"], entry["variant"]) == (dataset, variant)]
 
 
 def markdown(table: dict) -> str:

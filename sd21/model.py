@@ -1,21 +1,26 @@
 """Stable Diffusion 2.1 as one object, and `load`, which makes it from a folder, a file or a hub id."""
 
-import hashlib
+from __future__ import annotations
+
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import CLIPTokenizer
 
 from . import single_file, sources
 from .config import ConfigError
+from .files import sha256
 from .text import TextEncoder
 from .unet import UNet
 from .vae import VAE
 from .weights import CheckpointError, check, fill
+
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -78,7 +83,7 @@ class StableDiffusion:
     @cached_property
     def identity(self) -> dict:
         """Which model this is: source, revision, and the sha256 of every file it was read from, by name."""
-        digests = {name: _sha256(path) for name, path in sorted(self.files.items())}
+        digests = {name: sha256(path) for name, path in sorted(self.files.items())}
         return {"source": self.source, "revision": self.revision, "files": digests}
 
     @property
@@ -180,6 +185,8 @@ def _check_fit(checkpoint: sources.Checkpoint):
 
 
 def _tokenizer(folder: Path, vocabulary: int) -> CLIPTokenizer:
+    from transformers import CLIPTokenizer  # here, as its import takes longer than a small model's loading
+
     try:
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # the tokenizer's exceptions share no base class
@@ -190,11 +197,3 @@ def _tokenizer(folder: Path, vocabulary: int) -> CLIPTokenizer:
             "they belong to different models"
         )
     return tokenizer
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

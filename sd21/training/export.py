@@ -1,13 +1,13 @@
 """Stage "export": the averaged weights in the diffusers folder layout, float16 safetensors."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
+from ..files import atomic, write_json
 from . import recipe
 from .diffusion import TOKENIZER_FOLDER
 from .tokenizer import END, PAD, START
@@ -35,20 +35,21 @@ def export(run: Path, folder: Path) -> None:
     vocabulary = json.loads((run / TOKENIZER_FOLDER / "vocab.json").read_text(encoding="utf-8"))
     special = {"bos_token_id": vocabulary[START], "eos_token_id": vocabulary[END], "pad_token_id": vocabulary[PAD]}
 
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.copytree(run / TOKENIZER_FOLDER, temporary / "tokenizer")
-    write_json(MODEL_INDEX, temporary / "model_index.json")
-    write_json(recipe.SCHEDULER, temporary / "scheduler" / "scheduler_config.json")
     text = recipe.TEXT | {"vocab_size": len(vocabulary)} | special
-    for name, config, weights, file in (
-        ("unet", recipe.UNET, part(diffusion, "unet."), "diffusion_pytorch_model.safetensors"),
-        ("vae", recipe.VAE | {"scaling_factor": factor}, vae, "diffusion_pytorch_model.safetensors"),
-        ("text_encoder", text, part(diffusion, "text_encoder."), "model.safetensors"),
-    ):
-        write_json(config, temporary / name / "config.json")
-        half = {key: value.half().contiguous() for key, value in weights.items()}
-        save_file(half, temporary / name / file, metadata={"format": "pt"})
-    os.replace(temporary, folder)
+    with atomic(folder) as temporary:
+        shutil.copytree(run / TOKENIZER_FOLDER, temporary / "tokenizer")
+        write_json(temporary / "model_index.json", MODEL_INDEX)
+        (temporary / "scheduler").mkdir()
+        write_json(temporary / "scheduler" / "scheduler_config.json", recipe.SCHEDULER)
+        for name, config, weights, file in (
+            ("unet", recipe.UNET, part(diffusion, "unet."), "diffusion_pytorch_model.safetensors"),
+            ("vae", recipe.VAE | {"scaling_factor": factor}, vae, "diffusion_pytorch_model.safetensors"),
+            ("text_encoder", text, part(diffusion, "text_encoder."), "model.safetensors"),
+        ):
+            (temporary / name).mkdir()
+            write_json(temporary / name / "config.json", config)
+            half = {key: value.half().contiguous() for key, value in weights.items()}
+            save_file(half, temporary / name / file, metadata={"format": "pt"})
 
 
 def load(path: Path) -> dict:
@@ -57,8 +58,3 @@ def load(path: Path) -> dict:
 
 def part(weights: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
-
-
-def write_json(content: dict, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n")

@@ -6,8 +6,8 @@ same command goes on from its last checkpoint to the very bits that an undisturb
 
 import copy
 import csv
+import io
 import math
-import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..files import atomic, write_text
 from .muon import optimizers
 
 WARMUP = 200  # steps to the full learning rate
@@ -135,15 +136,16 @@ def resume(checkpoint: Path, parts: dict, plan: Plan) -> list[dict]:
 
 
 def save(state: dict, path: Path) -> None:
-    """torch.save under another name until complete: a kill leaves the old file or the new one, never half of one."""
+    """torch.save, whole or not at all: a kill leaves the old file or the new one, never half of one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
+    with atomic(path) as temporary:
+        torch.save(state, temporary)
 
 
 def write_log(log: list[dict], path: Path) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(log[0]))
-        writer.writeheader()
-        writer.writerows(log)
+    """The figures of all checkpoints so far as CSV, one row each."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(log[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(log)
+    write_text(path, text.getvalue())

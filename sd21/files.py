@@ -1,0 +1,72 @@
+"""Files that are either whole or absent: temporary names, renames and hashes.
+
+Everything in this project that writes a file or tells one by its hash does it here. The module needs nothing but
+Python's own library, so that it can be imported at no cost.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+TEMPORARY = ".partial-"
+
+
+@contextmanager
+def atomic(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`, of its suffix, to be written as a file or as a folder.
+
+    On success it becomes `path`, on an error it is removed. A kill leaves at most the temporary (see `remove_partial`):
+    `path` itself is the old file or the whole new one. Several processes, on several machines, may write the same file;
+    the last one wins. A folder is not written over another one: that raises OSError.
+    """
+    path = Path(path)
+    # A plain open, not tempfile: mkstemp's files can be read by their owner alone, and the rename would keep that.
+    temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}{path.suffix}")
+    try:
+        yield temporary
+        for file in (file for file in (temporary, *temporary.rglob("*")) if file.is_file()):
+            with file.open("r+b") as opened:
+                os.fsync(opened.fileno())  # else a power cut can leave the new name on an empty file
+        os.replace(temporary, path)
+    finally:
+        _remove(temporary)
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what killed writers left anywhere under `folder`. Nobody else may be writing there."""
+    for path in list(folder.rglob(f"{TEMPORARY}*")):
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text in UTF-8."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a value as indented JSON. Raises ValueError for inf and nan, which are no JSON."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def sha256(path: str | Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

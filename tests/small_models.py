@@ -114,6 +114,15 @@ def small_unet(seed: int = 0, **changes) -> UNet:
     return randomise(UNet(UNetConfig.from_dict(UNET_JSON | changes)), seed).requires_grad_(False)
 
 
+def unet_inputs(batch=2, height=16, width=16, length=7, dtype=torch.float64, seed=0):
+    """States (B, 4, h, w), times (B,) between the training times, and contexts (B, length, D) for a small UNet."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(batch, 4, height, width, generator=generator, dtype=dtype)
+    context = torch.randn(batch, length, UNET_JSON["cross_attention_dim"], generator=generator, dtype=dtype)
+    t = torch.linspace(3.25, 981.5, batch, dtype=dtype)
+    return x, t, context
+
+
 def small_vae(seed: int = 1, **changes) -> VAE:
     return randomise(VAE(VAEConfig.from_dict(VAE_JSON | changes)), seed).requires_grad_(False)
 

@@ -4,8 +4,7 @@ import weakref
 
 import pytest
 import torch
-from small_models import small_unet, small_vae
-from test_sd21_unet import inputs
+from small_models import small_unet, small_vae, unet_inputs
 
 from sd21.attention import Site, attention_hook, attention_map, default_kernel, record_maps
 from sd21.config import UNetConfig
@@ -19,7 +18,7 @@ def unet():
 
 @pytest.fixture(scope="module")
 def arguments():
-    return inputs(batch=2, height=16, width=8, length=5, dtype=torch.float32)
+    return unet_inputs(batch=2, height=16, width=8, length=5, dtype=torch.float32)
 
 
 def passing(site, q, k, v):

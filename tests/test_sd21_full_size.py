@@ -12,9 +12,9 @@ import pytest
 import torch
 from conftest import ALL_THREADS
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from original_layout import FULL, modules, original_layout
 from safetensors.torch import save_file
 from small_models import SCHEDULER_JSON, randomise, write_small_tokenizer
-from test_sd21_single_file import FULL, modules, original_layout
 from transformers import CLIPTextModel
 
 import sd21
@@ -28,6 +28,9 @@ PARTS = {
 BOUND = 1e-5
 # bfloat16 rounds to 2^-9 relative; 400 independent roundings add up to a factor of sqrt(400) = 20. Measured: 4.
 BFLOAT16_BOUND = 20 * 2**-9
+
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module", autouse=True)

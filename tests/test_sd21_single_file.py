@@ -10,6 +10,7 @@ from diffusers.loaders.single_file_utils import (
     convert_ldm_vae_checkpoint,
     convert_open_clip_checkpoint,
 )
+from original_layout import FULL, modules, original_layout
 from safetensors.torch import save_file
 from small_models import TEXT_JSON, UNET_JSON, VAE_JSON, randomise, write_small_tokenizer
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -17,55 +18,10 @@ from transformers import CLIPTextConfig, CLIPTextModel
 import sd21
 from sd21 import single_file, weights
 from sd21.config import TextConfig, UNetConfig, VAEConfig
-from sd21.text import TextEncoder
-from sd21.unet import UNet
-from sd21.vae import VAE
 
 # diffusers knows by name that the 24th block goes: so 23 layers stay, here as at full size.
 SMALL_TEXT_JSON = TEXT_JSON | {"num_hidden_layers": 23}
 SMALL = (UNetConfig.from_dict(UNET_JSON), VAEConfig.from_dict(VAE_JSON), TextConfig.from_dict(SMALL_TEXT_JSON))
-FULL = (single_file.UNET, single_file.VAE, single_file.TEXT)
-PREFIXES = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.model.")
-
-
-def modules(configs):
-    return UNet(configs[0]), VAE(configs[1]), TextEncoder(configs[2])
-
-
-def original_layout(configs, networks):
-    """The tensors of our networks under the names, and fused and folded as, the original layout has them."""
-    tables = (single_file.unet_table, single_file.vae_table, single_file.text_table)
-    tensors = {}
-    for prefix, table, config, network in zip(PREFIXES, tables, configs, networks, strict=True):
-        ours_to_ldm = {ours: ldm for ldm, ours in table(config).items()}
-        state = network.state_dict()
-        for key, value in state.items():
-            if "q_proj" in key:
-                value = torch.cat([state[key.replace("q_proj", f"{which}_proj")] for which in "qkv"])
-                key = key.replace("q_proj", "qkv")
-            if any(f"{which}_proj." in key for which in "kv"):
-                continue
-            if prefix == "first_stage_model." and ".attentions.0.to_" in key and value.ndim == 2:
-                value = value[:, :, None, None]
-            parts = key.split(".")
-            cuts = [n for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in ours_to_ldm]
-            if cuts:
-                key = ".".join([ours_to_ldm[".".join(parts[: cuts[0]])], *parts[cuts[0] :]])
-            tensors[prefix + key] = value.contiguous()
-    last = "cond_stage_model.model.transformer.resblocks."
-    tensors |= {
-        key.replace(f"{last}22.", f"{last}23."): torch.full_like(value, 5)
-        for key, value in tensors.items()
-        if key.startswith(f"{last}22.")
-    }
-    width = configs[2].hidden_size
-    with torch.device(next(iter(tensors.values())).device):
-        tensors["cond_stage_model.model.text_projection"] = torch.ones(width, width)
-        tensors["cond_stage_model.model.logit_scale"] = torch.tensor(4.6)
-        tensors["betas"] = torch.linspace(0.00085, 0.012, 1000)
-        tensors["alphas_cumprod"] = torch.ones(1000)
-        tensors["model_ema.num_updates"] = torch.tensor(7)
-    return tensors
 
 
 def by_diffusers(tensors, unet_json, vae_json, text_config):

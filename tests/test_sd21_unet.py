@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from small_models import UNET_JSON, randomise, small_unet
+from small_models import UNET_JSON, randomise, small_unet, unet_inputs
 
 from sd21.attention import attention_hook, default_kernel
 from sd21.config import UNetConfig
@@ -40,14 +40,6 @@ def reference_of(unet, **changes):
     return reference.eval()
 
 
-def inputs(batch=2, height=16, width=16, length=7, dtype=torch.float64, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(batch, 4, height, width, generator=generator, dtype=dtype)
-    context = torch.randn(batch, length, UNET_JSON["cross_attention_dim"], generator=generator, dtype=dtype)
-    t = torch.linspace(3.25, 981.5, batch, dtype=dtype)
-    return x, t, context
-
-
 @pytest.fixture(scope="module")
 def unet():
     return small_unet().double()
@@ -59,7 +51,7 @@ def test_matches_diffusers_in_every_configuration(changes):
     unet = small_unet(**changes).double()
     reference = reference_of(unet, **changes)
     assert unet.state_dict().keys() == UNet2DConditionModel.from_config(reference.config).state_dict().keys()
-    x, t, context = inputs()
+    x, t, context = unet_inputs()
     got, expected = unet(x, t, context), reference(x, t, context).sample
     assert expected.std() > 0.1  # a lively network, or nothing is compared
     torch.testing.assert_close(got, expected, **EXACT)
@@ -67,12 +59,20 @@ def test_matches_diffusers_in_every_configuration(changes):
 
 @pytest.mark.parametrize(
     "batch, height, width, length",
-    [(1, 16, 16, 77), (2, 24, 8, 77), (3, 8, 20, 1), (5, 16, 16, 3), (1, 96, 96, 77), (2, 15, 11, 7), (1, 30, 23, 7)],
+    [
+        (1, 16, 16, 77),
+        (2, 24, 8, 77),
+        (3, 8, 20, 1),
+        (5, 16, 16, 3),
+        (2, 15, 11, 7),
+        (1, 30, 23, 7),
+        pytest.param(1, 96, 96, 77, marks=pytest.mark.slow),
+    ],
 )
 @torch.no_grad()
 def test_matches_diffusers_at_every_size(unet, batch, height, width, length):
     """Odd sides too: 15 is halved to 8 and 4, and comes back through 8 to 15."""
-    x, t, context = inputs(batch, height, width, length)
+    x, t, context = unet_inputs(batch, height, width, length)
     torch.testing.assert_close(unet(x, t, context), reference_of(unet)(x, t, context).sample, **EXACT)
 
 
@@ -93,7 +93,7 @@ def test_full_size_matches_by_count_and_keys():
 
 @torch.no_grad()
 def test_time_may_be_a_number_one_for_all_or_one_per_row(unet):
-    x, _, context = inputs(batch=3)
+    x, _, context = unet_inputs(batch=3)
     t = torch.full((3,), 421.75, dtype=torch.float64)
     expected = unet(x, t, context)
     for same in (421.75, torch.tensor(421.75), torch.tensor([421.75])):
@@ -112,7 +112,7 @@ def test_timestep_embedding_is_cosines_then_sines():
 
 @torch.no_grad()
 def test_one_context_serves_the_whole_batch(unet):
-    x, t, context = inputs(batch=3)
+    x, t, context = unet_inputs(batch=3)
     for row in (context[:1], context[:1, :1]):
         torch.testing.assert_close(unet(x, t, row), unet(x, t, row.expand(3, -1, -1).contiguous()), **EXACT)
 
@@ -120,13 +120,13 @@ def test_one_context_serves_the_whole_batch(unet):
 @torch.no_grad()
 def test_copies_of_a_context_row_are_one_row(unet):
     """Why an exceptional prompt of 77 equal tokens may be given as a single row."""
-    x, t, context = inputs(batch=2, length=1)
+    x, t, context = unet_inputs(batch=2, length=1)
     torch.testing.assert_close(unet(x, t, context.expand(-1, 77, -1)), unet(x, t, context), **EXACT)
 
 
 @torch.no_grad()
 def test_streams_in_one_batch_do_not_mix(unet):
-    x, t, context = inputs(batch=4)
+    x, t, context = unet_inputs(batch=4)
     together = unet(x, t, context)
     for i in range(4):
         torch.testing.assert_close(unet(x[i : i + 1], t[i], context[i : i + 1]), together[i : i + 1], **EXACT)
@@ -145,7 +145,7 @@ def relative(got, expected):
 @torch.no_grad()
 def test_half_precision_stays_near_float32(dtype, bound):
     unet = small_unet()
-    x, t, context = inputs(dtype=torch.float32)
+    x, t, context = unet_inputs(dtype=torch.float32)
     expected = unet(x, t, context)
     got = copy.deepcopy(unet).to(dtype)(x, t, context)
     assert got.dtype == torch.float32  # the dtype of x, whatever the network computes in
@@ -165,7 +165,7 @@ def test_attention_logits_beyond_float16_do_no_harm():
         largest.append((q @ k.transpose(-1, -2)).abs().max().item())
         return default_kernel(q, k, v)
 
-    x, t, context = inputs(dtype=torch.float32)
+    x, t, context = unet_inputs(dtype=torch.float32)
     with attention_hook(unet, watch):
         unet(x, t, context)
     assert max(largest) > 65504
@@ -174,10 +174,11 @@ def test_attention_logits_beyond_float16_do_no_harm():
     assert unet.half()(x, t, context).isfinite().all()
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_compiles_without_a_graph_break():
     unet = small_unet()
-    x, t, context = inputs(dtype=torch.float32)
+    x, t, context = unet_inputs(dtype=torch.float32)
     compiled = torch.compile(unet, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(x, t, context), unet(x, t, context), rtol=0, atol=1e-5)  # float32 rounding
 
@@ -185,7 +186,7 @@ def test_compiles_without_a_graph_break():
 def test_gradients_reach_every_weight():
     """The network can be trained, on a CPU through its own convolution too."""
     unet = randomise(UNet(UNetConfig.from_dict(UNET_JSON)), seed=0)
-    unet(*inputs(dtype=torch.float32)).square().mean().backward()
+    unet(*unet_inputs(dtype=torch.float32)).square().mean().backward()
     assert all(weight.grad is not None and weight.grad.any() for weight in unet.parameters())
 
 
@@ -201,6 +202,6 @@ def test_gradients_reach_every_weight():
     ],
 )
 def test_wrong_shapes_are_one_clear_error(change, message):
-    x, t, context = inputs(dtype=torch.float32)
+    x, t, context = unet_inputs(dtype=torch.float32)
     with pytest.raises(ValueError, match=message):
         small_unet()(**({"x": x, "t": t, "context": context} | change))

@@ -6,16 +6,19 @@ of a stack (NIfTI, multi-frame TIFF or DICOM) is named by its number after a "#"
 
 from __future__ import annotations
 
-import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from . import medical
-from .files import atomic
-from .medical import ScanError, damage_named, slice_number
+from sd21.files import atomic
+
+from .dicom import is_dicom, read_dicom
+from .errors import ScanError, damage_named
+from .nifti import is_nifti, read_nifti
+from .slices import slice_number, split_slice
 
 # A lossy file rings around its edges, so that "nonzero" would grow a mask by several pixels: there, inside starts here.
 LOSSY_THRESHOLD = 128
@@ -28,6 +31,8 @@ class Scan:
 
     `window` is the pair of stored values that stand for black and white: 0 and 255 in 8 bits, and in 16 bits the scan's
     own least and greatest value, since 16-bit files often use a small part of their range (12-bit detectors).
+
+    Raises TypeError for pixels that are no numpy array, ScanError for an array that is no such image, or is blank.
     """
 
     pixels: np.ndarray
@@ -35,6 +40,11 @@ class Scan:
 
     def __post_init__(self):
         p = self.pixels
+        if not isinstance(p, np.ndarray):
+            raise TypeError(
+                f"{self.name}: expected its pixels as a numpy array, got {type(p).__name__}; read_scan takes a file or "
+                "a Pillow image, and numpy.asarray makes arrays of others"
+            )
         if p.dtype not in (np.uint8, np.uint16) or p.ndim not in (2, 3) or (p.ndim == 3 and p.shape[2] != 3):
             raise ScanError(f"{self.name}: expected uint8 or uint16 (H, W) or (H, W, 3), got {p.dtype} {p.shape}")
         if p.size == 0 or p.min() == p.max():
@@ -105,8 +115,8 @@ def read_mask(source: str | Path | Image.Image) -> np.ndarray:
     """
     name = str(source) if isinstance(source, str | Path) else "mask"
     path, index = (None, None) if isinstance(source, Image.Image) else split_slice(source)
-    if path is not None and medical.reader_of(path) is not None:
-        inside = medical.reader_of(path)(path, index, name) != 0
+    if path is not None and (reader := reader_of(path)) is not None:
+        inside = reader(path, index, name) != 0
     else:
         with damage_named(name, "an image"):
             image = _open(source, name)
@@ -124,12 +134,11 @@ def read_mask(source: str | Path | Image.Image) -> np.ndarray:
     return inside
 
 
-def split_slice(source: str | Path) -> tuple[Path, int | None]:
-    """A path and the slice number after its "#", if there is one and no file of that very name exists."""
-    match = re.fullmatch(r"(.+)#(\d+)", str(source))
-    if match is None or Path(source).exists():
-        return Path(source), None
-    return Path(match[1]), int(match[2])
+def reader_of(path: Path) -> Callable | None:
+    """The function (path, slice, name) -> values (H, W) for a DICOM or NIfTI file, None for other files."""
+    if is_nifti(path):
+        return read_nifti
+    return read_dicom if is_dicom(path) else None
 
 
 def box_mask(box: tuple[int, int, int, int], size: tuple[int, int]) -> np.ndarray:
@@ -154,7 +163,7 @@ def write_image(path: str | Path, pixels: np.ndarray) -> None:
 def _pixels_of(source, name: str) -> np.ndarray:
     if not isinstance(source, Image.Image):
         path, index = split_slice(source)
-        if (reader := medical.reader_of(path)) is not None:
+        if (reader := reader_of(path)) is not None:
             return _to_uint16(reader(path, index, name), name)
     with damage_named(name, "an image"):
         image = ImageOps.exif_transpose(_open(source, name))

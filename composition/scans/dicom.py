@@ -1,0 +1,45 @@
+"""DICOM: one frame at a time, through pydicom, which the optional extra `medical` brings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from .errors import ScanError, damage_named, extra_missing
+from .slices import slice_number
+
+SUFFIXES = (".dcm", ".dicom")
+PREAMBLE, MAGIC = 128, b"DICM"  # the bytes that any DICOM file starts with, and what follows them
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file is one by its name or, as many have no suffix, by its first bytes."""
+    if path.name.lower().endswith(SUFFIXES):
+        return True
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(PREAMBLE + len(MAGIC))[PREAMBLE:] == MAGIC
+
+
+def read_dicom(path: Path, index: int | None, name: str) -> np.ndarray:
+    """One frame (H, W) in float64, clipped to the window the file states, with bright meaning bright.
+
+    index: of the frame, None for the only one; name: of the file in messages. Raises ScanError for a file that cannot
+    be used, ImportError where pydicom is not installed.
+    """
+    try:
+        import pydicom
+        from pydicom.pixels import apply_modality_lut, apply_voi_lut
+    except ImportError as error:
+        raise extra_missing("pydicom", name) from error
+    with damage_named(name, "DICOM"):
+        data = pydicom.dcmread(path)
+        frames = data.pixel_array
+        if data.get("SamplesPerPixel", 1) != 1:
+            raise ScanError(f"{name} is a colour DICOM; export it as PNG")
+        frames = frames[None] if frames.ndim == 2 else frames
+        frame = frames[slice_number(len(frames), index, name)]
+        values = apply_voi_lut(apply_modality_lut(frame, data), data).astype(np.float64)
+    return -values if data.get("PhotometricInterpretation") == "MONOCHROME1" else values

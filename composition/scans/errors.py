@@ -1,0 +1,55 @@
+"""What goes wrong with a user's files and requests: the exceptions of all of `composition`.
+
+They stand in one place, below everything that raises them, so that any part can raise and catch any of them. Each is a
+ValueError, and its message says what was got, what was expected and what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class ScanError(ValueError):
+    """A file that cannot be used as a scan or as a mask; the message names it."""
+
+
+class PlacementError(ValueError):
+    """An object that cannot be placed where it was asked to be."""
+
+
+class RowError(ValueError):
+    """A row of a manifest that does not say what to compose."""
+
+
+class DatasetError(ValueError):
+    """A folder that is not the dataset it was given for, or a dataset with too few samples."""
+
+
+class WeightsError(ValueError):
+    """A metric's weights that are absent, or are not those of the network they were given for."""
+
+
+class DemoError(ValueError):
+    """The demo's own files are missing."""
+
+
+@contextmanager
+def damage_named(name: str, kind: str) -> Iterator[None]:
+    """Within it, what a reader raises for a file that is damaged, or absent, is a ScanError with the file's name.
+
+    name: the file's, as the user gave it; kind: what it was read as.
+    """
+    try:
+        yield
+    except ScanError:
+        raise
+    except FileNotFoundError:
+        raise ScanError(f"{name}: there is no such file") from None
+    except Exception as error:  # Pillow, pydicom and nibabel raise a dozen types: whatever parsing rubbish leads to
+        raise ScanError(f"{name} cannot be read as {kind}: {str(error) or repr(error)}") from error
+
+
+def extra_missing(package: str, name: str) -> ImportError:
+    """The error for a file that only the optional extra `medical` can read; package: the one that is not installed."""
+    return ImportError(f'reading {name} takes {package}; install the extra: pip install "tumour-composition[medical]"')

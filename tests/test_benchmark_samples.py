@@ -7,22 +7,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from composition.compose import Sample
 from composition.datasets import (
     Dataset,
     DatasetError,
     Labelled,
     LeftOut,
-    benchmark,
     build_benchmark,
+    drawing,
     read_br35h,
     read_busi,
 )
-from composition.datasets.benchmark import draw_samples, mask_sha256, unsuitable, user_box
+from composition.datasets.drawing import draw_pairs, mask_sha256, unsuitable, user_box
 from composition.datasets.tissue import enclosed, largest_piece, otsu_threshold, tissue_mask
-from composition.images import Scan, read_mask, read_scan, write_image
-from composition.manifest import read_manifest
-from composition.placement import bounding_box
+from composition.placement import Sample, bounding_box
+from composition.runs.manifest import read_manifest
+from composition.scans.images import Scan, read_mask, read_scan, write_image
 from composition.settings import Settings
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -196,8 +195,8 @@ def test_a_name_means_one_benchmark(tmp_path):
     assert first.sha256 == hashlib.sha256(text).hexdigest()
     assert build_benchmark(tmp_path / "c", [(data, 5)], seed=1).sha256 != first.sha256
     # The names alone decide who comes first, so that fewer samples are a prefix of more.
-    some, _ = draw_samples(data, 3, seed=0)
-    all_five, _ = draw_samples(data, 5, seed=0)
+    some, _ = draw_pairs(data, 3, seed=0)
+    all_five, _ = draw_pairs(data, 5, seed=0)
     assert [(s.background, s.obj) for s in some] == [(s.background, s.obj) for s in all_five[:3]]
     # Names rank by SHA-256; another text before it, or another hash, would be another benchmark.
     by_hand = sorted((hashlib.sha256(f"0/br35h/background/no{n}.png".encode()).hexdigest(), n) for n in range(6))
@@ -226,14 +225,14 @@ def test_other_scans_of_the_same_names_are_another_benchmark(tmp_path):
 
 def test_a_killed_build_resumes_and_keeps_its_folder(tmp_path, monkeypatch):
     data = dataset(tmp_path / "data", 4)
-    write = benchmark._write
+    write = drawing._write
 
     def killed(sample, folder):
         write(sample, folder)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(benchmark, "_write", killed)
+        patched.setattr(drawing, "_write", killed)
         with pytest.raises(KeyboardInterrupt):
             build_benchmark(tmp_path / "bench", [(data, 3)], seed=0)
     assert not (tmp_path / "bench" / "manifest.jsonl").exists()  # not whole, and said to be so
@@ -261,7 +260,7 @@ def test_backgrounds_without_room_are_counted(tmp_path):
     backgrounds = [*data.backgrounds, tmp_path / "data" / "no_tissue.png"]
     crowded = Dataset(data.name, data.prompt, backgrounds, data.objects, LeftOut())
     with pytest.raises(DatasetError, match=r"1 x background without room .*: no_tissue\.png"):
-        draw_samples(crowded, 4, seed=0)
+        draw_pairs(crowded, 4, seed=0)
 
 
 def test_a_background_without_tissue_is_counted_and_the_others_are_used(tmp_path):
@@ -272,9 +271,10 @@ def test_a_background_without_tissue_is_counted_and_the_others_are_used(tmp_path
     backgrounds = [*data.backgrounds, tmp_path / "data" / "faint.png"]
     faint = Dataset(data.name, data.prompt, backgrounds, data.objects, LeftOut())
     with pytest.raises(DatasetError, match=r"3 samples can be drawn(.|\n)*1 x background without tissue: faint\.png"):
-        draw_samples(faint, 4, seed=0)
+        draw_pairs(faint, 4, seed=0)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not DATA.is_dir(), reason=f"the scans are not at {DATA}")
 def test_samples_of_real_scans(tmp_path):
     """A tenth of the paper's 300 + 100. What is left out, and why, are facts of this part of the published data.

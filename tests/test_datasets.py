@@ -293,6 +293,7 @@ def test_folders_that_are_not_the_dataset(tmp_path):
             read(tmp_path)
 
 
+@pytest.mark.slow
 @needs_data
 def test_the_real_data():
     """A part of each published set (1500 + 1500 + 701 outlines, and 780 scans), all of it sound."""

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from composition.images import Scan, box_mask, read_mask, read_scan, write_image
-from composition.medical import ScanError
+from composition.scans.errors import ScanError
+from composition.scans.images import Scan, box_mask, read_mask, read_scan, write_image
 
 GRAY = (np.arange(12 * 20).reshape(12, 20) % 251).astype(np.uint8)
 DEEP = (np.arange(12 * 20).reshape(12, 20) * 13 + 100).astype(np.uint16)  # 12-bit values in 16 bits
@@ -151,6 +151,12 @@ def test_bad_files_are_named(tmp_path):
         read_mask(tmp_path / "blank.png")
     with pytest.raises(ScanError, match="float32"):
         Scan(GRAY.astype(np.float32))
+
+
+@pytest.mark.parametrize("pixels", [Image.fromarray(GRAY), GRAY.tolist(), "scan.png", None])
+def test_a_scan_of_no_array_says_what_to_do(pixels):
+    with pytest.raises(TypeError, match=f"numpy array, got {type(pixels).__name__}; read_scan takes a file"):
+        Scan(pixels)
 
 
 def swap_last(path, old, new):

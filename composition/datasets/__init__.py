@@ -1,8 +1,29 @@
-"""The paper's two datasets as published, and the benchmark samples drawn from them (section 5.1)."""
+"""Published datasets of scans, and the benchmark samples drawn from them (section 5.1).
 
-from .benchmark import Benchmark, build_benchmark
+DATASETS is the one table of them. A new dataset is a reader, a function of its folder that returns a Dataset, and an
+entry here: the benchmark's options --NAME and --NAME-samples follow from it.
+"""
+
+from ..scans.errors import DatasetError
 from .br35h import read_br35h
 from .busi import read_busi
-from .reading import Dataset, DatasetError, Labelled, LeftOut
+from .drawing import Benchmark, build_benchmark
+from .reading import Dataset, Labelled, LeftOut, Published
 
-__all__ = ["Benchmark", "Dataset", "DatasetError", "Labelled", "LeftOut", "build_benchmark", "read_br35h", "read_busi"]
+DATASETS = {
+    "br35h": Published("Br35H", read_br35h, samples=300),
+    "busi": Published("BUSI", read_busi, samples=100),
+}
+
+__all__ = [
+    "DATASETS",
+    "Benchmark",
+    "Dataset",
+    "DatasetError",
+    "Labelled",
+    "LeftOut",
+    "Published",
+    "build_benchmark",
+    "read_br35h",
+    "read_busi",
+]

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..images import ScanError, read_mask
-from ..medical import damage_named
+from ..scans.errors import ScanError, damage_named
+from ..scans.images import read_mask
 from .reading import Dataset, Labelled, LeftOut, files_of, scan_size
 
 PROMPT = "An ultrasound image of a cancerous breast"

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from ..images import ScanError, read_scan
-
-
-class DatasetError(ValueError):
-    """A folder that is not the dataset it was given for, or too small a dataset."""
+from ..scans.errors import DatasetError, ScanError
+from ..scans.images import read_scan
 
 
 @dataclass
@@ -47,7 +45,8 @@ class Labelled:
 class Dataset:
     """Scans of one modality: tumour-free ones and labelled ones, in the order of their file names.
 
-    prompt: the paper's fixed text for the modality (section 5.1).
+    name: its key in DATASETS, and the first part of its samples' ids. prompt: the paper's fixed text for the modality
+    (section 5.1). left_out: what of the folder cannot be used.
     """
 
     name: str
@@ -55,6 +54,19 @@ class Dataset:
     backgrounds: list[Path]
     objects: list[Labelled]
     left_out: LeftOut
+
+
+@dataclass(frozen=True)
+class Published:
+    """A dataset that one can have: an entry of DATASETS.
+
+    title: its name, as its authors have it. read: the function of its folder that returns a Dataset; raises
+    DatasetError for another folder. samples: how many of it the paper draws, the default of an evaluation.
+    """
+
+    title: str
+    read: Callable[[Path], Dataset]
+    samples: int
 
 
 def scan_size(path: Path, left_out: LeftOut) -> tuple[int, int] | None:

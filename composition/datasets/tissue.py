@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from ..images import Scan
+from ..scans.images import Scan
 
 # The rule looks at the scan shrunk to this many pixels along its longer side: fine enough for a place to put a box.
 SIDE = 96

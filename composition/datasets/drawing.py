@@ -1,8 +1,8 @@
-"""Benchmark samples as the paper describes them (section 5.1), drawn so that their name says which they are.
+"""The drawing of benchmark samples as the paper describes them (section 5.1), from any dataset that was read.
 
-"300 from Br35H and 100 from BUSI, seed 0" is one benchmark for everyone who has the published datasets: who is drawn
-follows from the seed and the file names by SHA-256, and boxes are computed in integers. Where the data differ (a part
-is missing), so does the benchmark, and its hash tells.
+They are drawn so that their name says which they are: "300 from Br35H and 100 from BUSI, seed 0" is one benchmark for
+everyone who has the published datasets. Who is drawn follows from the seed and the file names by SHA-256, and boxes are
+computed in integers. Where the data differ (a part is missing), so does the benchmark, and its hash tells.
 
     FOLDER/manifest.jsonl        one sample per line, as `python -m composition batch` reads it
     FOLDER/hashes.jsonl          its hashes: of the scans' bytes, and of the masks' pixels, as PNG bytes vary with zlib
@@ -22,10 +22,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ..files import atomic, sha256, write_json, write_text
-from ..images import box_mask, read_scan, write_image
+from sd21.files import atomic, sha256, write_json, write_text
+
 from ..placement import bounding_box
-from .reading import Dataset, DatasetError, Labelled, LeftOut
+from ..scans.errors import DatasetError
+from ..scans.images import box_mask, read_scan, write_image
+from .reading import Dataset, Labelled, LeftOut
 from .tissue import tissue_mask
 
 # A box shorter than 1/16 of its scan is shorter than 4 cells of a 64 x 64 latent; one longer than 2/3 of it carries
@@ -34,8 +36,11 @@ SMALLEST, LARGEST = (1, 16), (2, 3)
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One pair of scans of a modality. user_box: x, y, width, height in the background's pixels; size: its (H, W)."""
+class Pair:
+    """A background and a labelled object of one dataset, and where the object goes: what becomes one sample.
+
+    user_box: x, y, width, height in the background's pixels; size: the background's (H, W).
+    """
 
     id: str
     dataset: Dataset
@@ -63,9 +68,9 @@ def build_benchmark(folder: str | Path, parts: Sequence[tuple[Dataset, int]], se
     names with other scans or masks.
     """
     folder = Path(folder)
-    drawn = [draw_samples(dataset, count, seed) for dataset, count in parts]
-    samples = [sample for part, _ in drawn for sample in part]
-    rows, hashes = _lines(map(_row, samples)), _lines(map(_hashes, samples))
+    drawn = [draw_pairs(dataset, count, seed) for dataset, count in parts]
+    pairs = [pair for part, _ in drawn for pair in part]
+    rows, hashes = _lines(map(_row, pairs)), _lines(map(_hashes, pairs))
     manifest, contents = folder / "manifest.jsonl", folder / "hashes.jsonl"
     for file, text, differs in ((manifest, rows, "samples"), (contents, hashes, "scans or masks")):
         if file.exists() and file.read_text(encoding="utf-8") != text:
@@ -75,15 +80,15 @@ def build_benchmark(folder: str | Path, parts: Sequence[tuple[Dataset, int]], se
     left_out = {dataset.name: rest for (dataset, _), (_, rest) in zip(parts, drawn, strict=True)}
     folder.mkdir(parents=True, exist_ok=True)
     write_text(contents, hashes)
-    for sample in samples:
-        _write(sample, folder)
+    for pair in pairs:
+        _write(pair, folder)
     write_json(folder / "left_out.json", {name: rest.names for name, rest in left_out.items()})
     write_text(manifest, rows)
     return Benchmark(manifest, hashlib.sha256((rows + hashes).encode()).hexdigest(), left_out)
 
 
-def draw_samples(dataset: Dataset, count: int, seed: int) -> tuple[list[Sample], LeftOut]:
-    """`count` samples, and all that was left out on the way, the dataset's own report included.
+def draw_pairs(dataset: Dataset, count: int, seed: int) -> tuple[list[Pair], LeftOut]:
+    """`count` pairs, and all that was left out on the way, the dataset's own report included.
 
     Backgrounds and objects are ranked by the SHA-256 of seed, dataset, role and file name. Each background in turn gets
     the first object not yet taken that has room in its tissue. No scan is used twice, nor is a file equal to another.
@@ -100,9 +105,9 @@ def draw_samples(dataset: Dataset, count: int, seed: int) -> tuple[list[Sample],
     objects.sort(key=lambda obj: _rank(seed, dataset, "object", obj.path))
     backgrounds = _distinct(dataset.backgrounds, lambda path: path, left_out)
     backgrounds.sort(key=lambda path: _rank(seed, dataset, "background", path))
-    samples: list[Sample] = []
+    pairs: list[Pair] = []
     for background in backgrounds:
-        if len(samples) == count or not objects:
+        if len(pairs) == count or not objects:
             break
         tissue = tissue_mask(read_scan(background))
         if not tissue.any():
@@ -111,18 +116,16 @@ def draw_samples(dataset: Dataset, count: int, seed: int) -> tuple[list[Sample],
         for obj in objects:
             box = user_box(tissue, obj.mask)
             if box is not None:
-                samples.append(
-                    Sample(f"{dataset.name}-{len(samples):03d}", dataset, background, obj, box, tissue.shape)
-                )
+                pairs.append(Pair(f"{dataset.name}-{len(pairs):03d}", dataset, background, obj, box, tissue.shape))
                 objects.remove(obj)
                 break
         else:
             left_out.add("background without room in its tissue for any object left", background.name)
-    if len(samples) < count:
+    if len(pairs) < count:
         raise DatasetError(
-            f"{dataset.name}: {len(samples)} samples can be drawn, {count} were asked for; left out:\n{left_out}"
+            f"{dataset.name}: {len(pairs)} samples can be drawn, {count} were asked for; left out:\n{left_out}"
         )
-    return samples, left_out
+    return pairs, left_out
 
 
 def unsuitable(mask: np.ndarray) -> str | None:
@@ -182,26 +185,26 @@ def _distinct(items: list, path_of, left_out: LeftOut) -> list:
     return list(first.values())
 
 
-def _row(sample: Sample) -> dict[str, str]:
-    """The sample's line of the manifest; files relative to the benchmark's folder."""
-    name = sample.dataset.name
+def _row(pair: Pair) -> dict[str, str]:
+    """The pair's line of the manifest; files relative to the benchmark's folder."""
+    name = pair.dataset.name
     return {
-        "id": sample.id,
-        "background": f"{name}/backgrounds/{sample.background.name}",
-        "object": f"{name}/objects/{sample.obj.path.name}",
-        "object_mask": f"{name}/object_masks/{sample.id}.png",
-        "user_mask": f"{name}/user_masks/{sample.id}.png",
-        "prompt": sample.dataset.prompt,
+        "id": pair.id,
+        "background": f"{name}/backgrounds/{pair.background.name}",
+        "object": f"{name}/objects/{pair.obj.path.name}",
+        "object_mask": f"{name}/object_masks/{pair.id}.png",
+        "user_mask": f"{name}/user_masks/{pair.id}.png",
+        "prompt": pair.dataset.prompt,
     }
 
 
-def _hashes(sample: Sample) -> dict[str, str]:
+def _hashes(pair: Pair) -> dict[str, str]:
     return {
-        "id": sample.id,
-        "background": sha256(sample.background),
-        "object": sha256(sample.obj.path),
-        "object_mask": mask_sha256(sample.obj.mask),
-        "user_mask": mask_sha256(box_mask(sample.user_box, sample.size)),
+        "id": pair.id,
+        "background": sha256(pair.background),
+        "object": sha256(pair.obj.path),
+        "object_mask": mask_sha256(pair.obj.mask),
+        "user_mask": mask_sha256(box_mask(pair.user_box, pair.size)),
     }
 
 
@@ -210,15 +213,15 @@ def mask_sha256(mask: np.ndarray) -> str:
     return hashlib.sha256(f"{mask.shape[0]}x{mask.shape[1]} ".encode() + np.packbits(mask).tobytes()).hexdigest()
 
 
-def _write(sample: Sample, folder: Path) -> None:
-    targets = {name: folder / file for name, file in _row(sample).items()}
+def _write(pair: Pair, folder: Path) -> None:
+    targets = {name: folder / file for name, file in _row(pair).items()}
     for role in ("background", "object", "object_mask", "user_mask"):
         targets[role].parent.mkdir(parents=True, exist_ok=True)
-    for role, source in (("background", sample.background), ("object", sample.obj.path)):
+    for role, source in (("background", pair.background), ("object", pair.obj.path)):
         with atomic(targets[role]) as temporary:
             shutil.copyfile(source, temporary)
-    write_image(targets["object_mask"], sample.obj.mask)
-    write_image(targets["user_mask"], box_mask(sample.user_box, sample.size))
+    write_image(targets["object_mask"], pair.obj.mask)
+    write_image(targets["user_mask"], box_mask(pair.user_box, pair.size))
 
 
 def _lines(rows) -> str:

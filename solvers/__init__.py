@@ -1,24 +1,40 @@
 """The mathematics of diffusion sampling and inversion: schedule, grids, solvers as tables, guidance.
 
-Imports torch and numpy alone. Index i runs on a grid from the clean end, 0, to the noise end, grid.steps, T in
-the paper. Schedules, grids and tables are float64; states are float32 or float64.
+Imports torch and numpy alone. Index i runs on a grid from the clean end, 0, to the noise end, grid.steps, T in the
+paper. A solver is a function from a grid to a table of numbers. `sample` and `denoise` run a table; `invert` takes the
+solver, since it makes tables for two grids. Schedules, grids and tables are float64; states are float32 or float64.
 """
 
 from .belm import belm_denoise, belm_image_pair, belm_invert, belm_start
-from .grids import Grid, discrete, log_snr, time_uniform
-from .inversion import Inversion, InversionError, InversionReport, invert
-from .prediction import DataPrediction, data_prediction, guided
-from .sampling import denoise
+from .grids import GRIDS, Grid, discrete, log_snr, time_uniform
+from .inversion import INVERSIONS, Inversion, InversionError, InversionReport, invert
+from .prediction import CallRows, DataPrediction, data_prediction, guided
+from .sampling import denoise, history_at, sample
 from .schedule import NoiseSchedule
-from .tables import StepTable, ddim, dpm_solver_pp_2m, exponential_ab2
+from .tables import (
+    SOLVERS,
+    Solver,
+    StepTable,
+    ddim,
+    dpm_solver_pp_2m,
+    dpm_solver_pp_3m,
+    exponential_ab2,
+    exponential_ab3,
+    unip3,
+)
 
 __all__ = [
+    "GRIDS",
+    "INVERSIONS",
+    "SOLVERS",
+    "CallRows",
     "DataPrediction",
     "Grid",
     "Inversion",
     "InversionError",
     "InversionReport",
     "NoiseSchedule",
+    "Solver",
     "StepTable",
     "belm_denoise",
     "belm_image_pair",
@@ -29,9 +45,14 @@ __all__ = [
     "denoise",
     "discrete",
     "dpm_solver_pp_2m",
+    "dpm_solver_pp_3m",
     "exponential_ab2",
+    "exponential_ab3",
     "guided",
+    "history_at",
     "invert",
     "log_snr",
+    "sample",
     "time_uniform",
+    "unip3",
 ]

@@ -1,28 +1,33 @@
-"""Anderson mixing for a batch of independent fixed-point problems: the iteration under every iterative inversion."""
+"""Anderson mixing for a batch of independent fixed-point problems: the iteration under every iterative inversion.
 
-from collections.abc import Callable, Iterable
+It knows nothing of diffusion: an equation, a tolerance and, where a small residual is not yet what the caller wants, a
+way to measure that.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from .sampling import Progress
+
 # (x (n, ...), images (n,)) -> step g (n, ...), residual (n,). The plain iteration is x <- x - g, until residual 0.
-Equation = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Evaluation = tuple[Tensor, Tensor]
+Equation = Callable[[Tensor, Tensor], Evaluation]
 
-
-@dataclass(frozen=True)
-class AndersonSettings:
-    """depth: earlier iterates that are mixed in. 5, 10 and 20 measured alike, to within two sweeps in ten.
-    growth: a residual this many times the best means that the mixture has left the region its secants describe: start
-        again from the best, with half the step.
-    stall, patience: an image that has not brought its residual to `stall` times what it was, `patience` iterations ago,
-        will not do so with more of the same.
-    """
-
-    depth: int = 10
-    growth: float = 3.0
-    stall: float = 0.5
-    patience: int = 10
+# Earlier iterates that are mixed in. 5, 10 and 20 measured alike, to within two sweeps in ten.
+DEPTH = 10
+# A residual this many times the best means that the mixture has left the region its secants describe: start again from
+# the best, with half the step.
+GROWTH = 3.0
+# An image that has not brought its residual to STALL times what it was, PATIENCE iterations ago, will not do so with
+# more of the same.
+STALL = 0.5
+PATIENCE = 10
+# Measured on the joint equations, the iterate after x has an error of 0.01 to 1 times x's residual up to start = 7, and
+# of 1 to 3 times it from the noise end: a residual of twice the tolerance is about the bound that wastes least.
+WORTH_MEASURING = 2.0
 
 
 class AndersonMixing:
@@ -31,7 +36,7 @@ class AndersonMixing:
     Iterates are kept as flat float64 vectors on the CPU, so that the least squares are float64 on every device.
     """
 
-    def __init__(self, depth: int) -> None:
+    def __init__(self, depth: int = DEPTH) -> None:
         self.depth = depth
         self.restart()
 
@@ -53,90 +58,99 @@ class AndersonMixing:
 
 
 @dataclass
-class Goal:
-    """When an image counts as solved.
+class Search:
+    """One image's way to a solution: what it has to reach, and what has happened so far.
 
-    tol: bound on the residual, and on the error where there is one.
-    error: error(x) of an x whose residual is small: what the caller wants below tol, and would not pay for at every
-        iteration. Where it is still too large, the residual's bound shrinks by as much as it was.
+    tol: bound on the residual, or on the error where there is a measure of it.
+    measure: measure(x) -> error of an x whose residual is small: what the caller wants below tol, and would not pay for
+        at every iteration.
+    residuals: one per evaluation. error: the last one measured, nan before. best, best_step: the iterate of the
+        smallest residual and the plain step from it.
     """
 
     tol: float
-    error: Callable[[Tensor], float] | None = None
-
-    def __post_init__(self) -> None:
-        # Measured on the joint equations, the iterate after x has an error of 0.01 to 1 times x's residual up to
-        # start = 7, and of 1 to 3 times it from the noise end: twice tol is about the bound that wastes least.
-        self.bound = self.tol if self.error is None else 2 * self.tol
-
-    def met(self, x: Tensor, residual: float) -> bool:
-        if self.error is None or residual > self.bound:
-            return residual <= self.bound
-        error = self.error(x)
-        if error > self.tol:
-            self.bound = residual * self.tol / error
-        return error <= self.tol
-
-
-@dataclass
-class Search:
-    """One image's way to its goal: a residual per evaluation, the best iterate, and the step from it."""
-
-    goal: Goal
-    mixing: AndersonMixing
+    measure: Callable[[Tensor], float] | None = None
+    mixing: AndersonMixing = field(default_factory=AndersonMixing)
     residuals: list[float] = field(default_factory=list)
+    error: float = float("nan")
     solved: bool = False
     restarts: int = 0
 
-    def advance(self, x: Tensor, g: Tensor, residual: float, settings: AndersonSettings) -> Tensor:
+    def __post_init__(self) -> None:
+        self.bound = self.tol if self.measure is None else WORTH_MEASURING * self.tol
+
+    def judge(self, x: Tensor, residual: float) -> None:
+        """Mark the search as solved where x, whose residual this is, meets the tolerance.
+
+        An error is measured where the residual is within `bound`. Where it is still too large, the bound shrinks by as
+        much as the error was too large.
+        """
+        if residual > self.bound:
+            return
+        if self.measure is None:
+            self.solved = True
+            return
+        self.error = self.measure(x)
+        self.solved = self.error <= self.tol
+        if not self.solved:
+            self.bound = residual * self.tol / self.error
+
+    def advance(self, x: Tensor, g: Tensor, residual: float) -> Tensor:
         """The next iterate after x, whose step and residual these are.
 
-        Where the residual meets the goal that is x itself; a goal that measures an error measures the iterate after x,
-        which is closer by a step that is already paid for.
+        Where the residual alone decides and meets the tolerance, that is x itself. Where an error is measured, it is
+        the error of the iterate after x, which is closer by a step that is already paid for.
         """
         self.residuals.append(residual)
         lowest = min(self.residuals)
         if residual == lowest:
             self.best, self.best_step = x, g
-        if self.goal.error is None and self.goal.met(x, residual):
-            self.solved = True
-            return x
-        if residual > settings.growth * lowest:
+        if self.measure is None:
+            self.judge(x, residual)
+            if self.solved:
+                return x
+        if residual > GROWTH * lowest:
             self.restarts += 1
             self.mixing.restart()
             x, g = self.best, self.best_step
         following = self.mixing.step(x, g, damping=0.5**self.restarts)
-        self.solved = self.goal.error is not None and self.goal.met(following, residual)
+        if self.measure is not None:
+            self.judge(following, residual)
         return following
 
-    def stalled(self, settings: AndersonSettings) -> bool:
-        earlier = self.residuals[: -settings.patience]
-        return bool(earlier) and min(self.residuals) > settings.stall * min(earlier)
+    @property
+    def stalled(self) -> bool:
+        earlier = self.residuals[:-PATIENCE]
+        return bool(earlier) and min(self.residuals) > STALL * min(earlier)
 
 
 def anderson_solve(
     equation: Equation,
     x: Tensor,
-    goals: list[Goal],
+    tol: float,
     *,
     max_iterations: int,
-    settings: AndersonSettings = AndersonSettings(),
-    progress: Callable[[Iterable[int]], Iterable[int]] | None = None,
+    measure: Callable[[Tensor, int], float] | None = None,
+    first: Evaluation | None = None,
+    progress: Progress = None,
 ) -> tuple[Tensor, list[Search]]:
-    """Solve `equation` from x (B, ...) for a batch of images; one that meets its goal or stalls leaves the batch.
+    """Solve `equation` from x (B, ...) for a batch of images; one that is solved or stalls leaves the batch.
 
+    measure: measure(x, image) -> error, where the tolerance is not one on the residual.
+    first: the equation's value at x for all images, where it is known already.
     Returns the solutions, or the best iterates where there is none, and the searches that led to them.
     """
-    x, searches = x.clone(), [Search(goal, AndersonMixing(settings.depth)) for goal in goals]
-    active = list(range(len(x)))
+    x, active = x.clone(), list(range(len(x)))
+    searches = [Search(tol, measure and (lambda x, image=image: measure(x, image))) for image in active]
     for _ in progress(range(max_iterations)) if progress else range(max_iterations):
         if not active:
             break
         current = x[active]
-        steps, residuals = equation(current, torch.tensor(active))
+        steps, residuals = first or equation(current, torch.tensor(active))
+        first = None
         for row, image in enumerate(active):
-            x[image] = searches[image].advance(current[row], steps[row], residuals[row].item(), settings)
-        active = [image for image in active if not (searches[image].solved or searches[image].stalled(settings))]
+            x[image] = searches[image].advance(current[row], steps[row], residuals[row].item())
+        active = [image for image in active if not (searches[image].solved or searches[image].stalled)]
     for image, search in enumerate(searches):
         if not search.solved:
             x[image] = search.best

@@ -1,4 +1,4 @@
-"""O-BELM, a sampler that algebra inverts: another sampler than DPM-Solver++(2M), here to compare with.
+"""O-BELM, a sampler that algebra inverts. It is not a step table, and is here to compare the inversions with.
 
 Wang et al., "BELM: Bidirectional Explicit Linear Multi-step Samplers for Exact Inversion in Diffusion Models",
 arXiv:2410.07273 (NeurIPS 2024). With y = x / alpha and s = sigma / alpha the probability-flow ODE is dy/ds = eps. The
@@ -26,7 +26,7 @@ Pair = tuple[Tensor, Tensor]  # (x[i], x[i+1]), each (B, ...)
 def belm_start(x: Tensor, grid: Grid, x0_fn: X0Fn, *, start: int | None = None) -> Pair:
     """The pair (x[start-1], x[start]) from x[start] alone, by one DDIM step; one evaluation."""
     start = _check(x, grid, start)
-    a, b, _ = ddim(grid).row(start, first=True)
+    a, (b,) = ddim(grid).row(start)
     return a * x + b * predict(x0_fn, x, start), x
 
 
@@ -61,7 +61,7 @@ def belm_image_pair(x0: Tensor, grid: Grid, x0_fn: X0Fn) -> Pair:
     """A pair (x[0], x[1]) for an image that no run has made: x[1] by one DDIM step upwards; one evaluation, at t[0]."""
     if grid.sigma[0] == 0:
         raise ValueError(f"{grid.name} ends at sigma[0] = 0, from where no step leads up; take a grid that does not")
-    a, b, _ = ddim(grid).row(1, first=True)
+    a, (b,) = ddim(grid).row(1)
     return x0, (x0 - b * predict(x0_fn, x0, 0)) / a
 
 

@@ -1,5 +1,10 @@
-"""Time grids, each under its own name. Index 0 is the clean end, index `steps` the noise end (the paper's T)."""
+"""Time grids: the times of a run, and the ways of choosing them that have a name.
 
+Index 0 is the clean end and index `steps` the noise end, the paper's T. Grids know nothing of solvers: the tables are
+made from them.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,11 +17,13 @@ from .schedule import NoiseSchedule, half_log_snr
 
 @dataclass(frozen=True)
 class Grid:
-    """The times of a run. All tensors are float64 of shape (steps + 1,), on the CPU.
+    """The times of a run, which leads from index `steps` to index 0.
 
+    All tensors are float64 of shape (steps + 1,), on the CPU. ValueError where they are not as said here.
     t: the time handed to the network, 0..N-1, any real number; a sampler never uses index 0.
     alpha, sigma: alpha² + sigma² = 1.
-    lam: log(alpha / sigma), strictly decreasing in the index; +inf where sigma is 0.
+    lam: log(alpha / sigma), strictly monotone; +inf where sigma is 0. It falls with the index on every named grid, and
+        rises on a reversed one.
     """
 
     name: str
@@ -33,14 +40,41 @@ class Grid:
                     f"{self.name}: {field} must be float64 of shape (steps + 1,), got {values.dtype} of shape "
                     f"{tuple(values.shape)}"
                 )
-        if not (self.lam.diff() < 0).all():
+        steps = self.lam.diff()
+        if not ((steps < 0).all() or (steps > 0).all()):
             raise ValueError(
-                f"{self.name}: neighbouring times coincide or are out of order (lam must fall); use fewer steps"
+                f"{self.name}: neighbouring times coincide or are out of order (lam must fall strictly, or rise "
+                f"strictly); use fewer steps"
             )
 
     @property
     def steps(self) -> int:
         return len(self.t) - 1
+
+    @property
+    def rises(self) -> bool:
+        """Whether lam rises with the index: a run on this grid leads from clean to noise."""
+        return (self.lam[-1] > self.lam[0]).item()
+
+    def until(self, start: int) -> "Grid":
+        """The grid of a run that starts at `start`: the indices 0..start of this one.
+
+        start: 1..steps; ValueError otherwise. Indices keep their meaning, so an x0_fn of the whole grid fits.
+        """
+        self.check_start(start)
+        return self if start == self.steps else self._pick(f"{self.name} until {start}", slice(start + 1))
+
+    def reversed(self) -> "Grid":
+        """The same times upside down: its index j is this grid's index steps - j."""
+        return self._pick(f"{self.name} reversed", torch.arange(self.steps, -1, -1))
+
+    def check_start(self, start: int) -> None:
+        """ValueError unless a run can start at this index."""
+        if not isinstance(start, int) or not 1 <= start <= self.steps:
+            raise ValueError(f"start must be an index of 1..{self.steps} on {self.name}, got {start!r}")
+
+    def _pick(self, name: str, indices: slice | Tensor) -> "Grid":
+        return Grid(name, self.t[indices], self.alpha[indices], self.sigma[indices], self.lam[indices])
 
 
 def time_uniform(schedule: NoiseSchedule, steps: int) -> Grid:
@@ -57,6 +91,10 @@ def log_snr(schedule: NoiseSchedule, steps: int) -> Grid:
     clean, noise = schedule.lam(ends).tolist()
     t = schedule.time(torch.linspace(clean, noise, steps + 1, dtype=torch.float64))
     return _continuous(f"log_snr({steps})", schedule, t)
+
+
+# The grids that a schedule and a number of steps determine, by name.
+GRIDS: dict[str, Callable[[NoiseSchedule, int], Grid]] = {"time_uniform": time_uniform, "log_snr": log_snr}
 
 
 def discrete(

@@ -1,29 +1,26 @@
-"""Newton-GMRES, for equations that Anderson mixing does not solve: strong guidance, sharp data."""
+"""Newton-GMRES, for equations that Anderson mixing does not solve: strong guidance, sharp data.
+
+It goes on with one image's `Search` where the mixing has left it.
+"""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .anderson import Search
 
-
-@dataclass(frozen=True)
-class NewtonSettings:
-    """krylov: Krylov vectors a Newton step may use, one evaluation each.
-    forcing: the linear system is solved to this fraction; products by differences are not worth more in float32.
-    noise: slopes of g over two short distances differ by g's rounding. Where that is more than `noise` of g itself, g
-        cannot be improved upon.
-    decrease, halvings: a step must bring |g| down by this fraction of what the linear model promises; one that does not
-        is halved so often before the iteration gives up.
-    """
-
-    krylov: int = 30
-    forcing: float = 0.03
-    noise: float = 0.3
-    decrease: float = 0.1
-    halvings: int = 6
+# Krylov vectors a Newton step may use, one evaluation each.
+KRYLOV = 30
+# The linear system is solved to this fraction; products by differences are not worth more in float32.
+FORCING = 0.03
+# Slopes of g over two short distances differ by g's rounding. Where that is more than NOISE of g itself, g cannot be
+# improved upon.
+NOISE = 0.3
+# A step must bring |g| down by this fraction of what the linear model promises; one that does not is halved up to
+# HALVINGS times before the iteration gives up.
+DECREASE = 0.1
+HALVINGS = 6
 
 
 def newton_gmres(
@@ -32,12 +29,11 @@ def newton_gmres(
     search: Search,
     *,
     max_evaluations: int,
-    settings: NewtonSettings = NewtonSettings(),
 ) -> Tensor:
     """Inexact Newton with backtracking for one image, J v by differences (Knoll and Keyes, J. Comput. Phys. 193, 2004).
 
     equation: x -> (g, residual), preconditioned: g is the plain iteration's step, so that its Jacobian is near 1.
-    search: the image's. Its goal ends the iteration; `solved`, and a residual per evaluation, are written to it.
+    search: the image's. It judges every Newton iterate and is given a residual per evaluation.
     Returns the solution, or the last iterate where the line search or the evaluations gave out.
     """
     last = len(search.residuals) + max_evaluations
@@ -54,7 +50,8 @@ def newton_gmres(
         return (evaluate(moved(v, spread))[0] - g) / spread
 
     g, residual = evaluate(x)
-    while not search.goal.met(x, residual):
+    search.judge(x, residual)
+    while not search.solved:
         if last - len(search.residuals) < 4:
             return x
         # Balances the difference's truncation and its rounding. g is of x's units, and not 0 where x is.
@@ -62,22 +59,22 @@ def newton_gmres(
         unit = g / g.norm()
         short = spread / 10  # a tenth, for the rounding does not shrink with it and the curvature does
         rounding = short * (slope(unit, 2 * short) - slope(unit, short)).norm()
-        if rounding > settings.noise * g.norm():
+        if rounding > NOISE * g.norm():
             return x
 
-        vectors = min(settings.krylov, last - len(search.residuals) - 1)
-        direction = -gmres(lambda v, spread=spread: slope(v, spread), g, vectors, settings.forcing)
-        for length in (0.5**halving for halving in range(settings.halvings + 1)):
+        vectors = min(KRYLOV, last - len(search.residuals) - 1)
+        direction = -gmres(lambda v, spread=spread: slope(v, spread), g, vectors, FORCING)
+        for length in (0.5**halving for halving in range(HALVINGS + 1)):
             if len(search.residuals) >= last:
                 return x
             trial = moved(direction, length)
             trial_g, residual = evaluate(trial)
-            if trial_g.norm() < (1 - settings.decrease * length) * g.norm():
+            if trial_g.norm() < (1 - DECREASE * length) * g.norm():
                 break
         else:
             return x
         x, g = trial, trial_g
-    search.solved = True
+        search.judge(x, residual)
     return x
 
 

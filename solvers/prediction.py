@@ -1,6 +1,11 @@
-"""From a network to the data prediction a solver works with: parameterisation and guidance."""
+"""From a network to the data prediction a solver works with: parameterisation, guidance, and the calls of the network.
+
+Solvers know data predictions alone. What a network takes and returns, and how many rows it can take at once, is known
+here.
+"""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,40 +18,95 @@ X0Fn = Callable[[Tensor, int | Tensor], Tensor]
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
+@dataclass(frozen=True)
+class CallRows:
+    """What the rows of one call of the network are: int64 (N,) each, on the CPU, an entry per row.
+
+    i: the index on the grid. images: the number of the image within the batch. contexts: 0 for the condition, 1 for the
+    null context.
+    """
+
+    i: Tensor
+    images: Tensor
+    contexts: Tensor
+
+
 class DataPrediction:
     """x0_fn of a network on a grid, made by `data_prediction`.
 
-    rows_per_state: network rows one state costs, 2 when guided.
-    evaluations: network rows run so far; set it to 0 to start a new count.
+    rows_per_state: the rows through the network that one state costs, 2 when guided.
+    rows: the rows run so far; set it to 0 to start a new count.
     """
 
     def __init__(
-        self, network: Network, grid: Grid, prediction_type: str, contexts: list[Tensor], scale: float
+        self,
+        network: Network,
+        grid: Grid,
+        prediction_type: str,
+        contexts: list[Tensor],
+        scale: float,
+        max_batch: int | None,
+        on_call: Callable[[CallRows], object] | None,
     ) -> None:
         self.network, self.grid, self.prediction_type, self.scale = network, grid, prediction_type, scale
-        self.contexts = contexts
+        self.contexts, self.max_batch, self.on_call = contexts, max_batch, on_call
         self.rows_per_state = len(contexts)
-        self.evaluations = 0
+        self.rows = 0
 
     def __call__(self, x: Tensor, i: int | Tensor) -> Tensor:
-        """x (N, ...), i an int or int64 (N,) in 0..steps -> x0_hat like x. ValueError where they do not fit."""
-        rows, index = len(x), _rows_index(i, len(x), self.grid.steps)
-        contexts = [_rows_context(context, rows) for context in self.contexts]
-        output = self.network(
-            torch.cat([x] * self.rows_per_state),
-            self.grid.t[index].repeat(self.rows_per_state),
-            torch.cat(contexts),
-        )
-        self.evaluations += rows * self.rows_per_state
+        """x (N, ...), i an int or int64 (N,) in 0..steps -> x0_hat like x. Row n is image n.
+
+        ValueError where they do not fit together, and where a context of several rows does not have N.
+        """
+        for context in self.contexts:
+            if len(context) not in (1, len(x)):
+                raise ValueError(
+                    f"a context of {len(context)} rows does not fit {len(x)} states; give 1 row or {len(x)}"
+                )
+        return self._predict(x, i, torch.arange(len(x)))
+
+    def for_images(self, images: Tensor) -> X0Fn:
+        """The x0_fn whose row n belongs to image images[n], and takes that image's row of a context of several rows.
+
+        images: int64 (N,) on the CPU, from 0 on. ValueError where a context has too few rows.
+        """
+        for context in self.contexts:
+            if 1 < len(context) <= images.max():
+                raise ValueError(f"a context of {len(context)} rows does not reach to image {images.max()}")
+
+        def x0_fn(x: Tensor, i: int | Tensor) -> Tensor:
+            return self._predict(x, i, images)
+
+        return x0_fn
+
+    def _predict(self, x: Tensor, i: int | Tensor, images: Tensor) -> Tensor:
+        index = _rows_index(i, len(x), self.grid.steps)
+        output = self._run_network(x, index, images)
         if self.rows_per_state == 2:
             text, null = output.chunk(2)
             output = guided(text, null, self.scale)
 
-        shape = (rows,) + (1,) * (x.ndim - 1)
+        shape = (len(x),) + (1,) * (x.ndim - 1)
         alpha, sigma = (values[index].to(x).view(shape) for values in (self.grid.alpha, self.grid.sigma))
         if self.prediction_type == "epsilon":
             return (x - sigma * output) / alpha
         return alpha * x - sigma * output
+
+    def _run_network(self, x: Tensor, index: Tensor, images: Tensor) -> Tensor:
+        """The outputs under all contexts, one context after the other, in calls of at most max_batch rows."""
+        copies = self.rows_per_state
+        rows = CallRows(index.repeat(copies), images.repeat(copies), torch.arange(copies).repeat_interleave(len(x)))
+        x = torch.cat([x] * copies)
+        context = torch.cat([_context_of_images(context, images) for context in self.contexts])
+        outputs = []
+        for piece in torch.arange(len(x)).split(self.max_batch or len(x)):
+            part = slice(int(piece[0]), int(piece[-1]) + 1)
+            call = CallRows(rows.i[part], rows.images[part], rows.contexts[part])
+            if self.on_call:
+                self.on_call(call)
+            outputs.append(self.network(x[part], self.grid.t[call.i], context[part]))
+            self.rows += len(call.i)
+        return torch.cat(outputs)
 
 
 def data_prediction(
@@ -57,17 +117,25 @@ def data_prediction(
     *,
     null_context: Tensor | None = None,
     scale: float = 1.0,
+    max_batch: int | None = None,
+    on_call: Callable[[CallRows], object] | None = None,
 ) -> DataPrediction:
     """x0_fn(x, i) of an eps- or v-predicting network, guided by `scale` (Eq. 6).
 
     prediction_type: "epsilon", x0 = (x - sigma eps) / alpha; "v_prediction", x0 = alpha x - sigma v (arXiv:2202.00512).
-    context, null_context: (1 or B, L, D). One row serves any number of states; B rows serve B states, row for row.
+    context, null_context: (1 or B, L, D). One row serves any number of states; B rows serve B states, row for row, or,
+        under `for_images`, the B images.
     scale: the guidance scale s. At 1 the null context has no part in Eq. 6 and the network runs once; otherwise
         condition and null run as one batch, and null_context is required.
+    max_batch: the largest number of rows in one call of the network, of which a guided state takes two; None for no
+        limit.
+    on_call: called right before every call of the network, with that call's rows.
     ValueError where these do not fit together.
     """
     if prediction_type not in ("epsilon", "v_prediction"):
         raise ValueError(f"prediction_type must be 'epsilon' or 'v_prediction', got {prediction_type!r}")
+    if max_batch is not None and (not isinstance(max_batch, int) or max_batch < 1):
+        raise ValueError(f"max_batch must be a whole number, 1 or more, or None for no limit; got {max_batch!r}")
     contexts = [context]
     if scale != 1:
         if null_context is None:
@@ -78,7 +146,7 @@ def data_prediction(
                 f"and {tuple(null_context.shape[1:])}"
             )
         contexts.append(null_context)
-    return DataPrediction(network, grid, prediction_type, contexts, scale)
+    return DataPrediction(network, grid, prediction_type, contexts, scale, max_batch, on_call)
 
 
 def guided(text: Tensor, null: Tensor, scale: float) -> Tensor:
@@ -115,7 +183,6 @@ def _rows_index(i: int | Tensor, rows: int, steps: int) -> Tensor:
     return index.expand(rows)
 
 
-def _rows_context(context: Tensor, rows: int) -> Tensor:
-    if len(context) not in (1, rows):
-        raise ValueError(f"a context of {len(context)} rows does not fit {rows} states; give 1 row or {rows}")
-    return context.expand(rows, *context.shape[1:])
+def _context_of_images(context: Tensor, images: Tensor) -> Tensor:
+    """The context of every row, (N, L, D); a single row is shared without a copy."""
+    return context.expand(len(images), *context.shape[1:]) if len(context) == 1 else context[images]

@@ -1,44 +1,45 @@
-"""A sampling run as an inversion sees it: the way down, the way up, and what they cost."""
+"""The sampling run that an inversion is to find: the way down, the way up, and what they cost.
 
-from collections.abc import Callable, Iterable
+Every inversion method works on a `Run` and returns a `Solution`, so that they can be written, and read, one by one.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .grids import Grid
 from .prediction import X0Fn, predict
-from .sampling import denoise
-from .tables import StepTable
-
-Progress = Callable[[Iterable[int]], Iterable[int]] | None
+from .sampling import Progress, denoise, sample
+from .tables import Solver, StepTable
 
 
 class CountedPrediction:
-    """An x0_fn that counts the network evaluations spent on every image, and runs large batches in pieces.
+    """An x0_fn that knows the image every row belongs to, and counts the rows through the network spent on each.
 
-    nfe: (B,) int64. max_batch: the largest number of states in one call of x0_fn (None: no limit).
+    rows: (B,) int64.
     """
 
-    def __init__(self, x0_fn: X0Fn, images: int, max_batch: int | None) -> None:
-        self.x0_fn, self.max_batch = x0_fn, max_batch
-        self.nfe = torch.zeros(images, dtype=torch.int64)
+    def __init__(self, x0_fn: X0Fn, images: int) -> None:
+        self.x0_fn = x0_fn
+        self.rows = torch.zeros(images, dtype=torch.int64)
 
     def for_images(self, images: Tensor) -> X0Fn:
-        """The x0_fn whose row n belongs to image images[n]."""
+        """The x0_fn whose row n belongs to image images[n]; an x0_fn that wants to know is told (`DataPrediction`)."""
+        tell = getattr(self.x0_fn, "for_images", None)
+        told = self.x0_fn if tell is None else tell(images)
+        rows_per_state = getattr(self.x0_fn, "rows_per_state", 1)
 
         def x0_fn(x: Tensor, i: int | Tensor) -> Tensor:
-            self.nfe.index_add_(0, images, torch.full_like(images, getattr(self.x0_fn, "rows_per_state", 1)))
-            if self.max_batch is None or len(x) <= self.max_batch:
-                return predict(self.x0_fn, x, i)
-            index = torch.as_tensor(i).expand(len(x))
-            pieces = zip(x.split(self.max_batch), index.split(self.max_batch), strict=True)
-            return torch.cat([predict(self.x0_fn, piece, piece_index) for piece, piece_index in pieces])
+            self.rows.index_add_(0, images, torch.full_like(images, rows_per_state))
+            return predict(told, x, i)
 
         return x0_fn
 
     def sweep(self, x: Tensor, images: Tensor) -> Tensor:
-        """D of the states x[1..start] of all images, (n, start, ...), as one batch of n * start rows."""
+        """D of the states x[1..start] of all images, (n, start, ...), asked for in one call of n * start states."""
         start = x.shape[1]
         x0_fn = self.for_images(images.repeat_interleave(start))
         return x0_fn(x.flatten(0, 1), torch.arange(1, start + 1).repeat(len(x))).view_as(x)
@@ -46,13 +47,25 @@ class CountedPrediction:
 
 @dataclass(frozen=True)
 class Run:
-    """The run of `table` from `start` that is to end in x0 (B, ...). `images` (n,): which of the B a row belongs to."""
+    """The run from grid.steps that is to end in x0 (B, ...). `images` (n,): which of the B a row belongs to.
+
+    grid, table: of this run, so that the noise end is where it starts. way_up: the same solver's table on the reversed
+    grid.
+    """
 
     x0: Tensor
     grid: Grid
     table: StepTable
-    start: int
+    way_up: StepTable
     prediction: CountedPrediction
+
+    @classmethod
+    def of(cls, x0: Tensor, grid: Grid, solver: Solver, x0_fn: X0Fn) -> "Run":
+        return cls(x0, grid, solver(grid), solver(grid.reversed()), CountedPrediction(x0_fn, len(x0)))
+
+    @property
+    def start(self) -> int:
+        return self.grid.steps
 
     @property
     def images(self) -> Tensor:
@@ -60,29 +73,21 @@ class Run:
 
     def down(self, x: Tensor, images: Tensor) -> Tensor:
         """x[0..start] (n, start + 1, ...) of the unmodified sampler from x[start] = x (n, ...)."""
-        states = []
-
-        def keep(i: int, x: Tensor) -> Tensor:
-            states.append(x)
-            return x
-
-        denoise(x, self.grid, self.table, self.prediction.for_images(images), start=self.start, edit=keep)
+        states = [x for _, x, _ in sample(x, self.grid, self.table, self.prediction.for_images(images))]
         return torch.stack(states[::-1], 1)
 
     def up(self, x: Tensor, images: Tensor, progress: Progress = None) -> tuple[Tensor, Tensor]:
-        """x[1..start] of the multistep solver run on the reversed grid from x[0] = x (n, ...), and the D[0..start-1] it
-        took; (n, start, ...) both."""
-        x0_fn, lam, states, data = self.prediction.for_images(images), self.grid.lam, [], []
-        for i in progress(range(1, self.start + 1)) if progress else range(1, self.start + 1):
-            data.append(x0_fn(x, i - 1))
-            ahead = data[-1]
-            if i > 1 and self.table.c[1 : self.start].any():
-                r = ((lam[i - 2] - lam[i - 1]) / (lam[i - 1] - lam[i])).item()
-                ahead = ahead + (data[-1] - data[-2]) / (2 * r)
-            a, b, _ = self.table.row(i, first=True)  # solved for x[i], it is the first-order row upwards
-            x = (x - b * ahead) / a
-            states.append(x)
-        return torch.stack(states, 1), torch.stack(data, 1)
+        """x[1..start] of the solver run on the reversed grid from x[0] = x (n, ...), and the D[0..start-1] it took.
+
+        (n, start, ...) both.
+        """
+        x0_fn = self.prediction.for_images(images)
+
+        def reversed_x0_fn(x: Tensor, j: int) -> Tensor:
+            return x0_fn(x, self.start - j)
+
+        climb = list(sample(x, self.grid.reversed(), self.way_up, reversed_x0_fn, progress=progress))
+        return torch.stack([x for _, x, _ in climb[1:]], 1), torch.stack([data for _, _, data in climb[:-1]], 1)
 
     def naive(self) -> tuple[Tensor, Tensor]:
         """The naive inversion of all images, x[1..start], and D[1..start] of it, (B, start, ...) both.
@@ -95,7 +100,24 @@ class Run:
 
     def error(self, x: Tensor, images: Tensor) -> Tensor:
         """The round-trip error |denoise(x[start]) - x0| / |x0| of x[start] = x (n, ...); (n,) float64 on the CPU."""
-        return relative(self.down(x, images)[:, 0] - self.x0[images], self.x0[images])
+        back = denoise(x, self.grid, self.table, self.prediction.for_images(images))
+        return relative(back - self.x0[images], self.x0[images])
+
+
+class Solution(NamedTuple):
+    """What an inversion method found.
+
+    states: x[1..start], (B, start, ...). errors: the measured round-trip errors, (B,) float64. residuals: for every
+    image what the method drove to zero, a number per iteration.
+    """
+
+    states: Tensor
+    errors: Tensor
+    residuals: list[list[float]]
+
+
+# (run, tol, max_sweeps, progress) -> Solution. An inversion method is such a function.
+Solve = Callable[[Run, float, int, Progress], Solution]
 
 
 def relative(difference: Tensor, reference: Tensor) -> Tensor:

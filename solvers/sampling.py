@@ -1,6 +1,10 @@
-"""Sampling: any step table, from any start."""
+"""The sampling loop: any step table, from any start.
 
-from collections.abc import Callable, Iterable
+This is the one loop of the package. Inversion runs it too, downwards to measure and, on a reversed grid, upwards.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -9,8 +13,42 @@ from .grids import Grid
 from .prediction import X0Fn, predict
 from .tables import StepTable
 
+Progress = Callable[[Iterable[int]], Iterable[int]] | None
+Edit = Callable[[int, Tensor], Tensor] | None
 
-@torch.no_grad()
+
+def sample(
+    x: Tensor,
+    grid: Grid,
+    table: StepTable,
+    x0_fn: X0Fn,
+    *,
+    start: int | None = None,
+    history: Sequence[Tensor] = (),
+    edit: Edit = None,
+    progress: Progress = None,
+) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+    """Run the table from `start` down to 0: yield (i, x[i], D[i]) for i = start, ..., 1, and at last (0, x[0], None).
+
+    One step is x[i-1] = a[i] x[i] + sum over j of b[i, j] D[i+j], where D[i] = x0_fn(x[i], i).
+
+    x: (B, ...) float32 or float64, the state at `start`. Its dtype is kept, and the float64 table meets it as scalars.
+    table: the numbers of a solver on this grid. A run of its own that starts below the noise end has its own grid,
+        run = grid.until(start), and runs solver(run) on it.
+    start: 1..grid.steps, the grid's noise end by default.
+    history: D[start+1], D[start+2], ... of the run that this one continues, each like x; as many as the rows weigh.
+    edit: edit(i, x) -> x of the same shape and dtype, called on every state, i = start, ..., 0, before the network
+        sees it. The states that are yielded are edited ones.
+    progress: wraps the loop's indices, e.g. tqdm.
+    Draws no random numbers and keeps no gradients. Raises, at the call and before the network runs, ValueError for
+    arguments that do not fit together and where a row weighs a data prediction that is neither run nor given; while it
+    runs, ValueError for an edit or a data prediction that changes shape or dtype, and FloatingPointError (naming i)
+    when a data prediction is not finite.
+    """
+    start = check_run(x, grid, table, start, history)
+    return _run(x, table, x0_fn, start, list(history), edit, progress)
+
+
 def denoise(
     x: Tensor,
     grid: Grid,
@@ -18,32 +56,62 @@ def denoise(
     x0_fn: X0Fn,
     *,
     start: int | None = None,
-    history: Tensor | None = None,
-    edit: Callable[[int, Tensor], Tensor] | None = None,
-    progress: Callable[[Iterable[int]], Iterable[int]] | None = None,
+    history: Sequence[Tensor] = (),
+    edit: Edit = None,
+    progress: Progress = None,
 ) -> Tensor:
-    """Run the table from `start` down to 0: x[i-1] = a[i] x[i] + b[i] D[i] + c[i] D[i+1], where D[i] = x0_fn(x[i], i).
+    """x[0], (B, ...), of the run that `sample` makes of the same arguments. It raises what `sample` raises."""
+    run = sample(x, grid, table, x0_fn, start=start, history=history, edit=edit, progress=progress)
+    ((_, x0, _),) = deque(run, maxlen=1)
+    return x0
 
-    x: (B, ...) float32 or float64, the state at `start`; its dtype is kept, the float64 table meets it as scalars.
-    start: 1..grid.steps, the grid's noise end by default.
-    history: D[start + 1], shaped like x, for a run that continues another; without it the first step is first-order.
-    edit: edit(i, x) -> x of the same shape and dtype, called on every state, i = start, ..., 0, before the network
-        sees it.
-    progress: wraps the loop's indices, e.g. tqdm.
-    Returns x[0], (B, ...). Draws no random numbers. Raises ValueError for arguments that do not fit together, before
-    the network runs, and FloatingPointError (naming i) when a data prediction is not finite.
+
+def history_at(states: Tensor, table: StepTable, start: int) -> list[Tensor]:
+    """D[start+1], ..., D[m] of a run of `table` with the states x[0..m], as `sample` takes them for its history.
+
+    Nothing is evaluated. The run's rows are solved for their data predictions from the noise end down: row m gives
+    D[m] = (x[m-1] - a[m] x[m]) / b[m, 0], and every further row subtracts what is already known.
+    states: (m + 1, B, ...), unedited, with m = table.steps. start: 1..m.
+    ValueError where these do not fit together, and where a row does not weigh its own data prediction.
     """
-    start = check_run(x, grid, table, start, history)
+    m = table.steps
+    if len(states) != m + 1 or not 1 <= start <= m:
+        raise ValueError(
+            f"table {table.name} runs through {m + 1} states and continues from 1..{m}; got {len(states)} states and "
+            f"start={start}"
+        )
+    known: list[Tensor] = []  # D[i+1], D[i+2], ...
+    for i in range(m, start, -1):
+        a, (own, *older) = table.row(i)
+        if own == 0:
+            raise ValueError(f"row {i} of {table.name} does not weigh D[{i}], which its states therefore do not tell")
+        implied = states[i - 1] - a * states[i]
+        for weight, data in zip(older, known, strict=False):  # the first rows have fewer predictions behind them
+            if weight:
+                implied = implied - weight * data
+        known.insert(0, implied / own)
+    return known
+
+
+@torch.no_grad()
+def _run(
+    x: Tensor, table: StepTable, x0_fn: X0Fn, start: int, history: list[Tensor], edit: Edit, progress: Progress
+) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+    data = history  # D[i], D[i+1], ..., no more of them than a row can weigh
     x = _edited(edit, start, x)
     for i in progress(range(start, 0, -1)) if progress else range(start, 0, -1):
-        x0 = predict(x0_fn, x, i)
-        a, b, c = table.row(i, first=history is None)
-        x = a * x + b * x0 if c == 0 else a * x + b * x0 + c * history
-        x, history = _edited(edit, i - 1, x), x0
-    return x
+        data = [predict(x0_fn, x, i), *data][: table.terms]
+        yield i, x, data[0]
+        a, weights = table.row(i)
+        x = a * x
+        for weight, term in zip(weights, data, strict=False):  # weights of what the run does not have are 0
+            if weight:
+                x = x + weight * term
+        x = _edited(edit, i - 1, x)
+    yield 0, x, None
 
 
-def check_run(x: Tensor, grid: Grid, table: StepTable, start: int | None, history: Tensor | None = None) -> int:
+def check_run(x: Tensor, grid: Grid, table: StepTable, start: int | None, history: Sequence[Tensor] = ()) -> int:
     """The index a run starts from, after ValueError for a state, table, start or history that do not fit together."""
     if x.dtype not in (torch.float32, torch.float64) or x.ndim < 2:
         raise ValueError(
@@ -51,22 +119,31 @@ def check_run(x: Tensor, grid: Grid, table: StepTable, start: int | None, histor
         )
     table.check_fits(grid)
     start = grid.steps if start is None else start
-    if not isinstance(start, int) or not 1 <= start <= grid.steps:
-        raise ValueError(f"start must be an index of 1..{grid.steps} on {grid.name}, got {start!r}")
-    if history is not None:
-        if start == grid.steps:
+    grid.check_start(start)
+    if start + len(history) > grid.steps:
+        raise ValueError(
+            f"start={start} and a history of {len(history)} reach past the noise end of {grid.name}: there is no "
+            f"D[{start + len(history)}]"
+        )
+    for data in history:
+        if data.shape != x.shape or data.dtype != x.dtype:
             raise ValueError(
-                f"start={start} is the noise end of {grid.name}: there is no D[{start + 1}] to pass as history"
+                f"history must be a sequence of data predictions like the state, {x.dtype} of shape {tuple(x.shape)}; "
+                f"got {data.dtype} of shape {tuple(data.shape)}"
             )
-        if history.shape != x.shape or history.dtype != x.dtype:
-            raise ValueError(
-                f"history must match the state, {x.dtype} of shape {tuple(x.shape)}; got {history.dtype} of shape "
-                f"{tuple(history.shape)}"
-            )
+    for i in range(start, max(0, start - table.terms + 1), -1):
+        _, weights = table.row(i)
+        for j, weight in enumerate(weights):
+            if weight and i + j > start + len(history):
+                raise ValueError(
+                    f"row {i} of {table.name} weighs D[{i + j}], which a run from start={start} with a history of "
+                    f"{len(history)} does not have; pass it as history, or build the table for "
+                    f"grid.until({start + len(history)})"
+                )
     return start
 
 
-def _edited(edit: Callable[[int, Tensor], Tensor] | None, i: int, x: Tensor) -> Tensor:
+def _edited(edit: Edit, i: int, x: Tensor) -> Tensor:
     if edit is None:
         return x
     edited = edit(i, x)

@@ -8,22 +8,18 @@ write_image("composite.png", result.image)
 write_image("mask.png", result.mask)
 """
 
-from .compose import Composition, Sample, compose, compose_batch
-from .images import Scan, ScanError, box_mask, read_mask, read_scan, write_image
-from .placement import PlacementError
-from .settings import Settings
+from sd21.lazy import lazily
 
-__all__ = [
-    "Composition",
-    "PlacementError",
-    "Sample",
-    "Scan",
-    "ScanError",
-    "Settings",
-    "box_mask",
-    "compose",
-    "compose_batch",
-    "read_mask",
-    "read_scan",
-    "write_image",
-]
+__getattr__, __dir__, __all__ = lazily(
+    __name__,
+    {
+        "calls": ("Call",),
+        "canvas": ("latents_of",),
+        "methods": ("METHODS", "Composition", "Frame", "compose"),
+        "placement": ("Sample",),
+        "prompts": ("exceptional_context", "token_positions"),
+        "scans.errors": ("PlacementError", "ScanError"),
+        "scans.images": ("Scan", "box_mask", "read_mask", "read_scan", "write_image"),
+        "settings": ("Settings",),
+    },
+)

@@ -1,26 +1,34 @@
-"""The paper's blends of two trajectories, and that of the result with the scan. Masks are one inside, zero outside."""
+"""The paper's blends of two states under a mask, and that of the result with the scan's own pixels.
+
+Equations 8 and 9 are one operation on different states, so it is written once. Masks are one inside and zero outside.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
-from .images import Scan
+from .scans.images import Scan
 
 
-def compose_states(x_obj: torch.Tensor, x_bg: torch.Tensor, m_obj: torch.Tensor) -> torch.Tensor:
-    """Eq. 8: the object's state inside M_obj, the background's outside. (B, C, h, w), and m_obj (B, 1, h, w)."""
-    return x_obj * m_obj + x_bg * (1 - m_obj)
+def blend(inside: torch.Tensor, outside: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """`inside` where the mask is one and `outside` where it is zero: (B, C, h, w) both, mask (B or 1, 1, h, w).
+
+    With inside = x_obj, outside = x_bg and M_obj it is Eq. 8.
+    """
+    return inside * mask + outside * (1 - mask)
 
 
-def preserve_background(x_bg: torch.Tensor, m_user: torch.Tensor, preserve_until: int, start: int):
-    """Eq. 9 as an `edit(i, x)` of the solver: for i in [preserve_until, start], both included, the background's own
-    state outside M_user. x_bg: its trajectory (start + 1 or more, B, C, h, w); m_user (B, 1, h, w)."""
+def preserve_background(
+    x_bg: Sequence[torch.Tensor], m_user: torch.Tensor, preserve_until: int, start: int
+) -> Callable[[int, torch.Tensor], torch.Tensor]:
+    """Eq. 9 as an `edit(i, x)` of the solver: for i in [preserve_until, start], both included, the state x[i] is kept
+    inside M_user, and outside it becomes the background's own state x_bg[i]. x_bg: x[0..start] or more, each like x."""
 
     def edit(i: int, x: torch.Tensor) -> torch.Tensor:
-        if not preserve_until <= i <= start:
-            return x
-        return x * m_user + x_bg[i] * (1 - m_user)
+        return blend(x, x_bg[i], m_user) if preserve_until <= i <= start else x
 
     return edit
 
@@ -29,7 +37,7 @@ def preserve_pixels(background: Scan, rendered: np.ndarray, user_mask: np.ndarra
     """`rendered` inside the user mask, and outside it the scan's own pixels, to the bit.
 
     rendered: pixels (H, W) or (H, W, 3) of the scan's dtype. The blend over the outermost `feather` pixels lies wholly
-    inside the mask, in equal steps; the scan's border needs none, having nothing beyond it.
+    inside the mask, in equal steps; the scan's border needs none, because nothing lies beyond it.
     """
     original = background.pixels
     if original.ndim < rendered.ndim:

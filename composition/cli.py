@@ -1,4 +1,8 @@
-"""The command line: `python -m composition run | demo | batch | benchmark`."""
+"""The command line: `python -m composition run | demo | batch | benchmark`.
+
+The commands' options follow from Settings, METHODS and the like, and reading those imports torch. So only the command
+that was asked for gets its options, and everything heavy is imported where it is first needed.
+"""
 
 from __future__ import annotations
 
@@ -10,35 +14,17 @@ from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Literal, get_args, get_origin, get_type_hints
-
-import torch
-import torch.distributed as dist
-from tqdm import tqdm
-
-import sd21
-from sd21.sources import DEFAULT as DEFAULT_MODEL
-from solvers import InversionError
-
-from . import record
-from .baselines import METHODS
-from .batch import run_batch
-from .benchmark import command as benchmark_command
-from .benchmark import run_benchmark
-from .demo import demo_request
-from .figures import before_after
-from .files import atomic, write_json
-from .images import write_image
-from .inputs import FILES, Request
-from .settings import Settings
-from .store import InversionStore
+from typing import get_args, get_type_hints
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 1 for what failed on the way, 2 for a request that cannot be met."""
-    options = build_parser().parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = build_parser(*arguments[:1]).parse_args(arguments)
+    from solvers import InversionError
+
     try:
         return options.command(options)
     except (ValueError, OSError, ImportError) as error:  # what our own checks raise: CheckpointError, ScanError, ...
@@ -50,13 +36,20 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser(command: str | None = None) -> argparse.ArgumentParser:
+    """The parser of all commands, of which `command` alone has its options."""
     parser = argparse.ArgumentParser(
         prog="python -m composition", description="Compose tumours into tumour-free scans."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, (about, description, add_options) in COMMANDS.items():
+        one = commands.add_parser(name, help=about, description=description)
+        if name == command:
+            add_options(one)
+    return parser
 
-    run = commands.add_parser("run", help="one composition from files", description="One composition from files.")
+
+def _add_run(run: argparse.ArgumentParser) -> None:
     run.set_defaults(command=_run)
     inputs = run.add_argument_group("inputs: PNG, JPEG, TIFF, DICOM, NIfTI; a slice of a stack as FILE#NUMBER")
     inputs.add_argument("--background", required=True, type=Path, help="the scan without a tumour")
@@ -71,23 +64,15 @@ def build_parser() -> argparse.ArgumentParser:
     _add_model(run)
     _add_settings(run)
 
-    demo = commands.add_parser(
-        "demo",
-        help="one composition with what ships with the package: no network, no files needed",
-        description="One composition with the checkpoint and the scans that ship with the package.",
-    )
+
+def _add_demo(demo: argparse.ArgumentParser) -> None:
     demo.set_defaults(command=_demo, method="ours")
     demo.add_argument("--out", type=Path, default=Path("demo"), help="folder for the results (default: %(default)s)")
     demo.add_argument("-q", "--quiet", action="store_true", help="no progress bars, no messages")
     _add_settings(demo)
 
-    batch = commands.add_parser(
-        "batch",
-        help="many compositions from a manifest, as a data set; run it again to resume",
-        description="Many compositions, as a data set. The same command resumes a run that was killed. Several "
-        "processes share the rows out: torchrun --nproc-per-node 8 -m -- composition batch ... (the bare -- keeps "
-        "torchrun from taking --start for an option of its own).",
-    )
+
+def _add_batch(batch: argparse.ArgumentParser) -> None:
     batch.set_defaults(command=_batch)
     batch.add_argument(
         "manifest",
@@ -100,11 +85,14 @@ def build_parser() -> argparse.ArgumentParser:
     _add_model(batch)
     _add_settings(batch)
 
-    benchmark = benchmark_command.add_parser(commands)
+
+def _add_benchmark(benchmark: argparse.ArgumentParser) -> None:
+    from .benchmark import command
+
     benchmark.set_defaults(command=_benchmark)
+    command.add_options(benchmark)
     _add_model(benchmark)
     _add_settings(benchmark)
-    return parser
 
 
 def _add_out(parser: argparse.ArgumentParser, about: str) -> None:
@@ -114,15 +102,19 @@ def _add_out(parser: argparse.ArgumentParser, about: str) -> None:
 
 
 def _add_method(parser: argparse.ArgumentParser) -> None:
+    from .methods import METHODS
+
     about = "ours, or a baseline with its own constants (default: %(default)s)"
     parser.add_argument("--method", choices=tuple(METHODS), default="ours", help=about)
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
+    from sd21.sources import DEFAULT
+
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model",
-        default=DEFAULT_MODEL,
+        default=DEFAULT,
         help="a folder in the diffusers layout, a .safetensors file, a hub id, or mini (default: %(default)s)",
     )
     group.add_argument("--revision", help="commit, tag or branch of a hub id")
@@ -136,22 +128,25 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
     """An option for every field of Settings."""
+    from .settings import Settings
+
     group = parser.add_argument_group("method")
     kinds = get_type_hints(Settings)
     for field in fields(Settings):
-        kind = kinds[field.name]
-        how = {"default": field.default}
+        kind, how = kinds[field.name], {"default": field.default}
         if kind is bool:
             how["action"] = argparse.BooleanOptionalAction
-        elif get_origin(kind) is Literal:
-            how["choices"] = get_args(kind)
+        elif choices := field.metadata["choices"]:
+            how["choices"] = choices
         else:
             how["type"] = next(option for option in (get_args(kind) or (kind,)) if option is not type(None))
         about = field.metadata["about"] + ("" if field.default is None else f" (default: {field.default})")
         group.add_argument("--" + field.name.replace("_", "-"), help=about, **how)
 
 
-def _settings(options: argparse.Namespace) -> Settings:
+def _settings(options: argparse.Namespace):
+    from .settings import Settings
+
     return Settings(**{field.name: getattr(options, field.name) for field in fields(Settings)})
 
 
@@ -165,7 +160,11 @@ def _box(text: str) -> tuple[int, int, int, int]:
 
 def _model_loader(options: argparse.Namespace) -> Callable:
     """A function that loads the model the options name. Under torchrun every process takes a device of its own."""
-    if dist.is_torchelastic_launched() and torch.cuda.is_available():
+    import torch
+
+    import sd21
+
+    if torch.distributed.is_torchelastic_launched() and torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     return partial(
         sd21.load,
@@ -181,6 +180,9 @@ def _model_loader(options: argparse.Namespace) -> Callable:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from .runs.request import FILES, Request
+    from .runs.store import InversionStore
+
     files = {name: getattr(options, name) for name in FILES if getattr(options, name) is not None}
     request = Request(files, options.user_box, options.prompt)
     inversions = InversionStore(options.cache) if options.cache else None  # without, both scans are one batch
@@ -188,38 +190,55 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _demo(options: argparse.Namespace) -> int:
+    import sd21
+
+    from .mini.demo import demo_request
+
     return _compose_one(demo_request(), options, partial(sd21.load, "mini"), None)
 
 
-def _compose_one(request: Request, options: argparse.Namespace, load_model: Callable, inversions) -> int:
+def _compose_one(request, options: argparse.Namespace, load_model: Callable, inversions) -> int:
+    from tqdm import tqdm
+
+    from sd21.files import atomic, write_json
+
+    from .figures import before_after
+    from .methods import compose
+    from .runs import record
+    from .scans.images import write_image
+
     settings, sample = _settings(options), request.read()
     options.out.mkdir(parents=True, exist_ok=True)
     begin = time.perf_counter()
     model = load_model()
     seconds = {"load": time.perf_counter() - begin}
     progress = None if options.quiet else partial(tqdm, leave=False)
-    composition = METHODS[options.method](model, [sample], settings, inversions=inversions, progress=progress)[0]
+    composition = compose(
+        model, *sample, settings, method=options.method, inversions=inversions, progress=progress
+    )
     write_image(options.out / "composite.png", composition.image)
     write_image(options.out / "mask.png", composition.mask)
     with atomic(options.out / "figure.png") as temporary:
-        before_after(sample, composition).save(temporary)
+        before_after(sample, composition.image, composition.mask).save(temporary)
     entry = {
         **request.describe(),
         "method": options.method,
         **record.provenance(model, settings),
         **record.results(composition),
-        "reused": {name: report["reused"] for name, report in composition.inversion.items()},
+        "reused": composition.reused,
         **record.environment(model),
         "seconds": seconds | composition.seconds,
     }
     write_json(options.out / "record.json", entry)
     if not options.quiet:
-        nfe = sum(composition.nfe.values())
-        print(f"{options.out}: composite.png, mask.png, figure.png, record.json; {nfe} network evaluations")
+        rows = sum(composition.rows.values())
+        print(f"{options.out}: composite.png, mask.png, figure.png, record.json; {rows} rows through the network")
     return 0
 
 
 def _batch(options: argparse.Namespace) -> int:
+    from .runs.batch import run_batch
+
     load_model = _model_loader(options)
     summary = run_batch(
         options.manifest,
@@ -235,8 +254,8 @@ def _batch(options: argparse.Namespace) -> int:
     if not options.quiet:
         print(
             f"{summary.rows} rows: {summary.written} written, {summary.kept} there already, {summary.bad} bad. "
-            f"Inversions that had been made before were reused {summary.reused} times: {summary.saved_nfe} network "
-            "evaluations saved"
+            f"Inversions that had been made before were reused {summary.reused} times: {summary.saved_rows} rows "
+            "through the network saved"
         )
     if summary.bad:
         print(
@@ -247,8 +266,10 @@ def _batch(options: argparse.Namespace) -> int:
 
 
 def _benchmark(options: argparse.Namespace) -> int:
-    request, load_model = benchmark_command.request_of(options), _model_loader(options)
-    networks = benchmark_command.networks_of(options)
+    from .benchmark import command, run_benchmark
+
+    request, load_model = command.request_of(options), _model_loader(options)
+    networks = command.networks_of(options)
     errors = run_benchmark(request, options.out, load_model, _settings(options), networks, quiet=options.quiet)
     if errors is None:  # another rank speaks
         return 0
@@ -258,3 +279,28 @@ def _benchmark(options: argparse.Namespace) -> int:
     if not options.quiet:
         print((options.out / "table.md").read_text(encoding="utf-8"))
     return 0
+
+
+# Name: its line of help, its description, and what adds its options.
+COMMANDS = {
+    "run": ("one composition from files", "One composition from files.", _add_run),
+    "demo": (
+        "one composition with what ships with the package: no network, no files needed",
+        "One composition with the checkpoint and the scans that ship with the package.",
+        _add_demo,
+    ),
+    "batch": (
+        "many compositions from a manifest, as a data set; run it again to resume",
+        "Many compositions, as a data set. The same command resumes a run that was killed. Several processes share the "
+        "rows out: torchrun --nproc-per-node 8 -m -- composition batch ... (the bare -- keeps torchrun from taking "
+        "--start for an option of its own).",
+        _add_batch,
+    ),
+    "benchmark": (
+        "the paper's comparison, ablations and figures on one's own copy of its datasets",
+        "Compose the paper's benchmark by every method, measure it, and write tables and figures. The same command "
+        "resumes a run that was killed; with more methods, or --ablations, it adds to one that is done. Tables show "
+        "what the command names. Under torchrun, as for batch, several processes share the composites out.",
+        _add_benchmark,
+    ),
+}

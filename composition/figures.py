@@ -1,11 +1,14 @@
-"""The before/after figure of one composition."""
+"""The before/after figure of one composition, and the panels that every figure is made of.
+
+A `Composition` shows its figure in a notebook, so this stands beside the method's parts and not with the runs.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
-from .canvas import Composition, Sample
+from .placement import Sample
 
 PANEL_HEIGHT = 384  # pixels
 GAP = 8
@@ -14,17 +17,20 @@ USER_COLOUR = (80, 200, 255)
 TUMOUR_COLOUR = (255, 200, 40)
 
 
-def before_after(sample: Sample, composition: Composition) -> Image.Image:
-    """Four captioned RGB panels: background with user mask, object with mask, composite without and with its mask."""
+def before_after(sample: Sample, image: np.ndarray, mask: np.ndarray) -> Image.Image:
+    """Four captioned RGB panels: background with user mask, object with mask, composite without and with its mask.
+
+    image, mask: the composite and the tumour's mask, of the background's size.
+    """
     window = sample.background.window
     background = eight_bit(sample.background.pixels, window)
-    composite = eight_bit(composition.image, window)
+    composite = eight_bit(image, window)
     obj = eight_bit(sample.obj.pixels, sample.obj.window)
     panels = [
         ("background, target region", outlined(background, sample.user_mask, USER_COLOUR)),
         ("object, tumour mask", outlined(obj, sample.object_mask, TUMOUR_COLOUR)),
         ("composite", outlined(composite)),
-        ("composite, tumour mask", outlined(composite, composition.mask, TUMOUR_COLOUR)),
+        ("composite, tumour mask", outlined(composite, mask, TUMOUR_COLOUR)),
     ]
     width = sum(panel.width for _, panel in panels) + GAP * (len(panels) + 1)
     figure = Image.new("RGB", (width, PANEL_HEIGHT + CAPTION_HEIGHT + GAP), "white")

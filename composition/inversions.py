@@ -1,8 +1,8 @@
 """Scans as trajectories: inverted once under the exceptional prompt, kept, and read wherever a state is needed.
 
-A trajectory depends on the scan as it lies on the canvas, the model and the settings of the inversion, and on nothing
-else: a background that takes many tumours is inverted for the first of them alone, and neither it nor a tumour in
-its place is inverted again for another prompt, guidance, tau or method. `compose_batch` looks both up in any
+A trajectory depends on the scan as it lies on the canvas, the model, the run that inverts it and the settings of the
+inversion, and on nothing else: a background that takes many tumours is inverted for the first of them alone, and
+neither it nor a tumour in its place is inverted again for another prompt, guidance or tau. A method looks both up in any
 mapping from `inversion_key` to `Trajectory`; a dict keeps them in memory.
 """
 
@@ -10,108 +10,89 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 
 import torch
 
-from solvers import Grid, NoiseSchedule, StepTable, data_prediction, dpm_solver_pp_2m, invert, log_snr, time_uniform
+from solvers import Grid, InversionReport, Solver, invert
 
+from .calls import predicting
+from .model import Model
 from .prompts import exceptional_context
 from .settings import Settings
 
-GRIDS = {"time_uniform": time_uniform, "log_snr": log_snr}
+# Raised whenever the same key would stand for another trajectory than before.
+KEY_VERSION = 2
+# Every field of Settings is in one of these two sets, and a test holds that. The key is made of all fields that are not
+# in the second one, so that a field somebody forgets costs an inversion and never reuses a stale one.
+KEYED = frozenset({"inversion", "tolerance"})
+NOT_KEYED = frozenset(
+    {
+        # What these choose is in the key itself, as numbers: the grid up to the last inverted state and the solver's
+        # tables on it, and the token.
+        *("steps", "grid", "solver", "lower_order_final", "start", "history", "exceptional_token"),
+        # These act after the inversion.
+        *("preserve_until", "guidance_scale", "preserve", "feather"),
+        "max_batch",  # bounds memory and changes no equation
+    }
+)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors have no plain equality
 class Trajectory:
-    """One scan's states x[0..k], float32 (k + 1, C, h, w), and what their inversion reported.
-
-    method, nfe (network rows spent), sweeps, residual (round-trip error, relative), converged: solvers.invert's report.
-    """
+    """One scan's states x[0..k], float32 (k + 1, C, h, w), and what their inversion reported."""
 
     states: torch.Tensor
-    method: str
-    nfe: int
-    sweeps: int
-    residual: float
-    converged: bool
+    report: InversionReport
 
 
-def sampler(model, settings: Settings) -> tuple[Grid, StepTable]:
-    """The time grid and DPM-Solver++(2M)'s table on it, for the model's noise schedule."""
-    grid = GRIDS[settings.grid](NoiseSchedule.from_alphas_cumprod(model.alphas_cumprod), settings.steps)
-    return grid, dpm_solver_pp_2m(grid, lower_order_final=settings.lower_order_final)
+def invert_latents(
+    model: Model,
+    latents: torch.Tensor,
+    token: int,
+    settings: Settings,
+    grid: Grid,
+    solver: Solver,
+    *,
+    images: Sequence[str],
+    progress: Callable | None = None,
+) -> list[Trajectory]:
+    """Invert latents (B, C, h, w), all in one batch, to the noise end of `grid`, under the exceptional prompt and
+    without guidance.
 
-
-def network(model, max_batch: int | None) -> Callable:
-    """The model's UNet, taking any number of rows in calls of at most max_batch."""
-
-    def run(x: torch.Tensor, t: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        pieces = zip(*(rows.split(max_batch or len(x)) for rows in (x, t, context)), strict=True)
-        return torch.cat([model.unet(*piece) for piece in pieces])
-
-    return run
-
-
-def invert_latents(model, latents: torch.Tensor, token: int, settings: Settings, progress=None) -> list[Trajectory]:
-    """Invert latents (B, C, h, w), all in one batch, under the exceptional prompt and without guidance.
-
-    They are inverted up to settings.inverted_steps. Raises solvers.InversionError where one misses the tolerance.
+    images: the latents' names, for attention hooks. Raises solvers.InversionError where one misses the tolerance.
     """
-    grid, table = sampler(model, settings)
-    x0_fn = data_prediction(
-        network(model, settings.max_batch), grid, model.prediction_type, exceptional_context(model, token)
-    )
-    inversion = invert(
-        latents,
-        grid,
-        table,
-        x0_fn,
-        start=settings.inverted_steps,
-        method=settings.inversion,
-        tol=settings.tolerance,
-        progress=progress,
-    )
-    report = inversion.report
-    return [
-        Trajectory(
-            inversion.states[:, row].clone(),
-            report.method,
-            int(report.nfe[row]),
-            int(report.sweeps[row]),
-            float(report.residual[row]),
-            bool(report.converged[row]),
+    contexts = {"exceptional": exceptional_context(model, token)}
+    with predicting(model, grid, contexts, stage="inversion", images=images, max_batch=settings.max_batch) as x0_fn:
+        inversion = invert(
+            latents, grid, solver, x0_fn, method=settings.inversion, tol=settings.tolerance, progress=progress
         )
-        for row in range(len(latents))
-    ]
+    return [Trajectory(inversion.states[:, row].clone(), report) for row, report in enumerate(inversion.reports)]
 
 
-def carried_history(states: torch.Tensor, table: StepTable) -> torch.Tensor:
-    """D[k] of trajectories x[0..k], (k + 1, B, ...): the data prediction their sampling run starts with.
+def inversion_key(
+    model: Model, image: torch.Tensor, token: int, settings: Settings, grid: Grid, solver: Solver
+) -> str:
+    """A SHA-256 over all that a trajectory depends on.
 
-    Nothing is evaluated: that run's first step, x[k-1] = a x[k] + (b + c) D[k], is solved for D[k].
+    image: the scan on the canvas, (3, h, w). grid: from the clean end to the last inverted state. The numbers of the
+    grid and of the solver's tables on it, both down and up, stand for the solver, whatever it is called.
     """
-    k = len(states) - 1
-    a, b, _ = table.row(k, first=True)
-    return (states[k - 1] - a * states[k]) / b
-
-
-def inversion_key(model, image: torch.Tensor, token: int, settings: Settings) -> str:
-    """A SHA-256 over all that a trajectory depends on: the image on the canvas (3, h, w), the model, the settings."""
     about = {
+        "version": KEY_VERSION,
         "model": model.identity,
         "prediction_type": model.prediction_type,
         "dtype": str(model.dtype),
         "device": torch.device(model.device).type,
         "token": token,
-        "shape": list(image.shape),
-        "image_dtype": str(image.dtype),
-        **{
-            name: getattr(settings, name)
-            for name in ("steps", "grid", "lower_order_final", "inverted_steps", "inversion", "tolerance")
-        },
+        "image": [str(image.dtype), *image.shape],
+        "settings": {f.name: getattr(settings, f.name) for f in fields(settings) if f.name not in NOT_KEYED},
     }
     digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode())
-    digest.update(image.cpu().contiguous().numpy().tobytes())
+    numbers = [grid.t, grid.alpha, grid.sigma, grid.lam]
+    for table in (solver(grid), solver(grid.reversed())):
+        numbers += [table.a, table.b]
+    for tensor in (*numbers, image):
+        digest.update(f"{tuple(tensor.shape)}".encode() + tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -1,24 +1,55 @@
-"""Where the object goes: from two scans and two masks to a placed object, and from scans to the network's canvas.
+"""Where the object goes: from two scans and two masks to an object placed on the background.
 
-Placement happens in the background's own pixels, so that the result and its mask need no way back. Only then is
-everything brought to the canvas: the network's image, of the background's aspect as nearly as the network allows.
+Placement happens in the background's own pixels, so that the result and its mask need no way back. What the network
+sees of it is the matter of `canvas`.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from PIL import Image
 
-from .images import Scan
+from .scans.errors import PlacementError
+from .scans.images import Scan
 
 
-class PlacementError(ValueError):
-    """An object that cannot be placed where it was asked to be."""
+@dataclass(frozen=True, eq=False)  # arrays have no plain equality
+class Sample:
+    """One composition's inputs. Masks are bool arrays (H, W): object_mask of obj's size, user_mask of background's.
+
+    prompt: None stands for the exceptional prompt. Raises TypeError for what is no Scan, and for a prompt of another
+    type.
+    """
+
+    background: Scan
+    obj: Scan
+    object_mask: np.ndarray
+    user_mask: np.ndarray
+    prompt: str | None
+
+    def __post_init__(self):
+        for name in ("background", "obj"):
+            value = getattr(self, name)
+            if not isinstance(value, Scan):
+                raise TypeError(
+                    f"{name} is {_described(value)}; expected a Scan: read_scan(path) reads one from a file, "
+                    "Scan(pixels) makes one of an array"
+                )
+        if not isinstance(self.prompt, str | None):
+            raise TypeError(f"the prompt is {_described(self.prompt)}; expected a text, or None for the exceptional prompt")
+
+    def __iter__(self) -> Iterator:
+        """The fields in their order, as `compose(model, *sample, settings)` takes them."""
+        return iter((self.background, self.obj, self.object_mask, self.user_mask, self.prompt))
+
+    @property
+    def grayscale(self) -> bool:
+        """Whether the result is grayscale: it is if both scans are."""
+        return self.background.grayscale and self.obj.grayscale
 
 
 @dataclass(frozen=True)
@@ -71,52 +102,15 @@ def place(background: Scan, obj: Scan, object_mask: np.ndarray, user_mask: np.nd
     return Placement(image, inside, user_mask, scale, shift, 1 - float(inside.sum() / moved.sum()))
 
 
+def placed_object(sample: Sample, placement: Placement) -> np.ndarray:
+    """The placed object with its tissue, as pixels of the background's kind: (H, W) or (H, W, 3)."""
+    return sample.background.render(placement.image, grayscale=sample.grayscale)
+
+
 def bounding_box(mask: np.ndarray) -> tuple[int, int, int, int]:
     """The box x0, y0, x1, y1 of a mask's true pixels; x1 and y1 are one past the last."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
-
-
-def canvas_size(size: tuple[int, int], image_size: int, factor: int) -> tuple[int, int]:
-    """The (height, width) at which the network sees a scan of size (height, width).
-
-    About as many pixels as the square of image_size it was trained on, in the scan's aspect, each side a multiple of
-    `factor`, the pixels per latent; the rounding is undone on the way back. TF-ICON stretches every scan to the square.
-    """
-    height, width = size
-    aspect = math.sqrt(height / width)
-    return tuple(max(1, round(image_size * side / factor)) * factor for side in (aspect, 1 / aspect))
-
-
-def to_canvas(values: np.ndarray, canvas: tuple[int, int]) -> torch.Tensor:
-    """Values (H, W, 3) in [-1, 1] as an image (3, height, width) of the canvas."""
-    return _resize(torch.from_numpy(values).permute(2, 0, 1), canvas).clamp(-1, 1)
-
-
-def from_canvas(image: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
-    """An image (3, h, w) of the canvas as values (H, W, 3) of the scan's own size."""
-    return _resize(image.float().cpu(), size).permute(1, 2, 0).numpy()
-
-
-def to_latent_mask(mask: np.ndarray, grid: tuple[int, int]) -> torch.Tensor:
-    """A bool mask (H, W) on the latent grid, float32 (1, h, w) of zeros and ones.
-
-    A cell is inside if at least half of its area is, which keeps a mask inside another one there as well.
-    """
-    area = _area_matrix(mask.shape[0], grid[0]) @ mask.astype(np.float64) @ _area_matrix(mask.shape[1], grid[1]).T
-    return torch.from_numpy(area >= 0.5 - 1e-9).float()[None]  # the margin: sums of fractions round
-
-
-def _area_matrix(source: int, target: int) -> np.ndarray:
-    """(target, source): row i holds the shares of cell i's length that each of the source pixels covers."""
-    edges = np.arange(target + 1) * (source / target)
-    pixels = np.arange(source)
-    overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
-    return np.clip(overlap, 0, None) * (target / source)
-
-
-def _resize(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    return F.interpolate(image[None], size=size, mode="bicubic", antialias=True, align_corners=False)[0]
 
 
 def _paste(target: np.ndarray, source: np.ndarray, scale: float, shift: tuple[float, float]) -> None:
@@ -141,9 +135,15 @@ def _paste(target: np.ndarray, source: np.ndarray, scale: float, shift: tuple[fl
 
 def _check_mask(what: str, mask: np.ndarray, scan: Scan) -> None:
     if not isinstance(mask, np.ndarray) or mask.dtype != bool or mask.ndim != 2:
-        got = f"{mask.dtype} {mask.shape}" if isinstance(mask, np.ndarray) else type(mask).__name__
-        raise PlacementError(f"the {what} is {got}; expected a bool array (H, W), as read_mask returns")
+        raise PlacementError(f"the {what} is {_described(mask)}; expected a bool array (H, W), as read_mask returns")
     if mask.shape != scan.size:
         raise PlacementError(f"the {what} has (height, width) {mask.shape}, but its scan {scan.name} has {scan.size}")
     if not mask.any():
         raise PlacementError(f"the {what} of {scan.name} is empty")
+
+
+def _described(value: object) -> str:
+    """What a caller gave, in a few words."""
+    if isinstance(value, np.ndarray):
+        return f"an array, {value.dtype} {value.shape}"
+    return f"{value!r}, a {type(value).__name__}" if isinstance(value, str) else f"a {type(value).__name__}"

@@ -1,4 +1,4 @@
-"""The three prompts of the method as contexts for the network: exceptional, normal and null.
+"""The three prompts of the method as contexts for the network: exceptional, text and null; and where a word stands.
 
 The exceptional prompt (TF-ICON; paper, section 4.2 and Fig. 4) gives every position the same token and no positional
 embedding. All rows of the text tower's output are then equal, and attention over n copies of one key is attention over
@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import torch
 
+from .model import Model
+
 PROMPT_LENGTH = 77
 # TF-ICON's choice, in the vocabulary of SD's text towers.
 TOKEN, VOCABULARY = 7788, 49408
@@ -16,13 +18,13 @@ TOKEN, VOCABULARY = 7788, 49408
 BYTES, SPECIAL = 512, 2
 
 
-def exceptional_token(vocabulary: int, token: int | None = None) -> int:
-    """The id of the exceptional prompt's token: `token`, or for None 7788 where a vocabulary has that many ids.
+def exceptional_token(model: Model, token: int | None = None) -> int:
+    """The id of the exceptional prompt's token: `token`, or for None 7788 where the vocabulary has that many ids.
 
-    A smaller one uses the id at the same relative place among its pieces of words, which is what 7788 is.
-
+    A smaller vocabulary uses the id at the same relative place among its pieces of words, which is what 7788 is.
     Raises ValueError for a token that the vocabulary does not have, and for a vocabulary without pieces of words.
     """
+    vocabulary = model.text_encoder.config.vocab_size
     if token is None and vocabulary > TOKEN:
         return TOKEN
     if token is None:
@@ -33,28 +35,48 @@ def exceptional_token(vocabulary: int, token: int | None = None) -> int:
                 f"exceptional prompt's token yourself, exceptional_token=0..{vocabulary - 1}"
             )
         return BYTES + pieces * (TOKEN - BYTES) // (VOCABULARY - BYTES - SPECIAL)
-    if token >= vocabulary:
+    if not 0 <= token < vocabulary:
         raise ValueError(
             f"exceptional_token {token} is not one of the model's {vocabulary} tokens, 0 to {vocabulary - 1}"
         )
     return token
 
 
-def exceptional_context(model, token: int) -> torch.Tensor:
-    """The exceptional prompt as a context (1, 1, D): the one row that stands for 77 equal ones."""
+@torch.no_grad()
+def exceptional_context(model: Model, token: int | None = None) -> torch.Tensor:
+    """The exceptional prompt as a context (1, 1, D): the one row that stands for 77 equal ones.
+
+    token: as for `exceptional_token`, whose errors it raises.
+    """
+    token = exceptional_token(model, token)
     ids = torch.full((1, PROMPT_LENGTH), token, dtype=torch.long, device=model.device)
     return model.text_encoder(ids, position_embedding=False)[:, :1]
 
 
-def normal_context(model, prompts: list[str | None], token: int) -> torch.Tensor:
-    """The text prompts as a context (B, 77, D). None stands for the exceptional prompt, then in all its 77 rows."""
-    context = model.embed([prompt or "" for prompt in prompts])
-    for row, prompt in enumerate(prompts):
-        if prompt is None:
-            context[row] = exceptional_context(model, token)[0]
-    return context
+def text_context(model: Model, prompt: str | None, token: int | None = None) -> torch.Tensor:
+    """The text prompt as a context (1, 77, D). None stands for the exceptional prompt, then in all its 77 rows."""
+    if prompt is None:
+        return exceptional_context(model, token).repeat(1, PROMPT_LENGTH, 1)
+    return model.embed([prompt])
 
 
-def null_context(model, count: int) -> torch.Tensor:
-    """The null prompt of Eq. 6, the empty text, as a context (B, 77, D)."""
-    return model.embed([""]).expand(count, -1, -1)
+def null_context(model: Model) -> torch.Tensor:
+    """The null prompt of Eq. 6, the empty text, as a context (1, 77, D)."""
+    return model.embed([""])
+
+
+def token_positions(model: Model, prompt: str, word: str) -> list[int]:
+    """The positions, among the 77 rows of the prompt's context, of the tokens that spell `word`, wherever it stands.
+
+    They index the last axis of a cross-attention map. `word` may be several words; a word that the tokenizer splits has
+    several positions. Raises ValueError where the prompt, as far as the text tower reads it, does not hold it.
+    """
+    ids = model.tokenizer(prompt).input_ids[:PROMPT_LENGTH]
+    wanted = model.tokenizer(word).input_ids[1:-1]  # the tokenizer puts its start and end around every text
+    starts = [n for n in range(len(ids)) if wanted and ids[n : n + len(wanted)] == wanted]
+    if not starts:
+        raise ValueError(
+            f"the prompt {prompt!r} does not hold the word {word!r}; a word is written as it is in the prompt, and the "
+            f"text tower reads the first {PROMPT_LENGTH} tokens"
+        )
+    return [n + offset for n in starts for offset in range(len(wanted))]

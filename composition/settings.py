@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal, get_args, get_origin, get_type_hints
+import math
+import operator
+from dataclasses import dataclass, field, fields
+from typing import get_type_hints
+
+import numpy as np
+
+from solvers import GRIDS, INVERSIONS, SOLVERS, Grid, NoiseSchedule, StepTable
 
 
-def _setting(default, about: str):
-    """A field and what it means; the command line makes its option and its help of them."""
-    return field(default=default, metadata={"about": about})
+def _setting(default, about: str, choices: tuple[str, ...] = ()):
+    """A field, what it means and what it may be; the command line makes its option and its help of them."""
+    return field(default=default, metadata={"about": about, "choices": choices})
 
 
 @dataclass(frozen=True)
 class Settings:
     """What one composition depends on beside its inputs and the model. Defaults are the paper's where it gives them.
 
-    Raises ValueError, naming the field, where a value is outside its range.
+    Numbers may be numpy's; they are kept as Python's. Raises ValueError, naming the field, where a value is outside its
+    range or of another kind.
     """
 
     # TF-ICON, whose solver the paper takes over: DPM-Solver++(2M), uniform in time, no first-order last step.
     steps: int = _setting(20, "T, the steps of the whole grid (paper, section 5.1)")
-    grid: Literal["time_uniform", "log_snr"] = _setting("time_uniform", "how the steps are spaced (as TF-ICON)")
+    solver: str = _setting("dpm_solver_pp_2m", "the step table, by its name in solvers.SOLVERS", tuple(SOLVERS))
+    grid: str = _setting("time_uniform", "how the steps are spaced (as TF-ICON)", tuple(GRIDS))
     lower_order_final: bool = _setting(False, "take the last step to first order (TF-ICON does not)")
 
     start: int = _setting(6, "T', the state at which Eq. 8 composes, counted from the clean end (paper, section 5.1)")
@@ -30,10 +38,11 @@ class Settings:
         "tau of Eq. 9, which puts the background back on states preserve_until to start: the smaller, the longer it is "
         "kept; above start, never (paper, section 5.1)",
     )
-    history: Literal["carry", "restart"] = _setting(
+    history: str = _setting(
         "carry",
-        "carry composes the data prediction of the state before start too, so that the first step is already second "
-        "order; restart makes it first order. At start = steps there is nothing to carry",
+        "carry composes the data predictions of the states before start too, as many as the solver weighs; restart "
+        "makes the first step first-order. At start = steps there is nothing to carry",
+        ("carry", "restart"),
     )
     guidance_scale: float = _setting(
         2.5,
@@ -45,16 +54,17 @@ class Settings:
 
     # At 5 % one sweep does where a scan behaves as analytic data do, and leaves 1 to 2 %; two inversions and their
     # measured round trips then cost 30 rows of the network. TF-ICON, hence the paper: "naive", nothing measured.
-    inversion: Literal["joint", "defect", "frozen", "naive"] = _setting(
-        "joint", "how scans are inverted; joint and defect are exact, to within the tolerance"
+    inversion: str = _setting(
+        "joint", "how scans are inverted; joint and defect are exact, to within the tolerance", tuple(INVERSIONS)
     )
     tolerance: float = _setting(
         5e-2, "round-trip error, relative, at which an exact inversion may stop; 1e-3 costs about twice as much"
     )
 
-    preserve: Literal["latent", "pixels"] = _setting(
+    preserve: str = _setting(
         "latent",
         "latent: the decoded image, the paper's result; pixels: with the scan's own pixels outside the user mask",
+        ("latent", "pixels"),
     )
     feather: int = _setting(4, "pixels over which `preserve pixels` blends; they lie wholly inside the user mask")
 
@@ -63,38 +73,49 @@ class Settings:
     )
 
     def __post_init__(self):
-        _whole(self, "steps", 1)
-        _whole(self, "start", 1, self.steps)
-        _whole(self, "preserve_until", 0)
-        _whole(self, "feather", 0)
-        if self.max_batch is not None:
-            _whole(self, "max_batch", 1)
-        if self.exceptional_token is not None:
-            _whole(self, "exceptional_token", 0)
-        for name, kind in get_type_hints(Settings).items():
-            if get_origin(kind) is Literal:
-                _choice(self, name, get_args(kind))
-            elif kind is bool:
-                _choice(self, name, (False, True))
-        if not isinstance(self.tolerance, int | float) or not self.tolerance > 0:
-            raise ValueError(f"tolerance is a relative error above 0, got {self.tolerance!r}")
-        if not isinstance(self.guidance_scale, int | float) or not abs(self.guidance_scale) < float("inf"):
+        hints = get_type_hints(Settings)
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if value is not None or hints[one.name] in (int, float, bool, str):
+                object.__setattr__(self, one.name, _read(one.name, value, hints[one.name], one.metadata["choices"]))
+        _in_range(self, "steps", 1)
+        _in_range(self, "start", 1, self.steps)
+        for name in ("preserve_until", "feather", "exceptional_token"):
+            _in_range(self, name, 0)
+        _in_range(self, "max_batch", 1)
+        if not 0 < self.tolerance < math.inf:
+            raise ValueError(f"tolerance is a finite relative error above 0, got {self.tolerance!r}")
+        if not math.isfinite(self.guidance_scale):
             raise ValueError(f"guidance_scale is a finite number (1 turns guidance off), got {self.guidance_scale!r}")
 
-    @property
-    def inverted_steps(self) -> int:
-        """How far the scans are inverted: start, and one state further where the history is carried."""
-        return min(self.start + 1, self.steps) if self.history == "carry" else self.start
+    def build_grid(self, schedule: NoiseSchedule) -> Grid:
+        """The time grid that these settings name, for a model's noise schedule."""
+        return GRIDS[self.grid](schedule, self.steps)
+
+    def build_table(self, grid: Grid) -> StepTable:
+        """The step table that these settings name, on a grid: a `solvers.Solver`."""
+        return SOLVERS[self.solver](grid, lower_order_final=self.lower_order_final)
 
 
-def _whole(settings: Settings, name: str, low: int, high: int | None = None) -> None:
+def _read(name: str, value: object, kind: type, choices: tuple[str, ...]) -> object:
+    """The value as Python's own number, bool or text. ValueError where it is of another kind, or not among choices."""
+    if choices and value in choices:
+        return value
+    if kind is bool and isinstance(value, bool | np.bool_):
+        return bool(value)
+    if choices or kind is bool:
+        raise ValueError(f"{name} is one of {', '.join(map(str, choices or (False, True)))}; got {value!r}")
+    try:
+        if isinstance(value, bool | np.bool_ | str):
+            raise TypeError
+        return float(value) if kind is float else operator.index(value)
+    except TypeError:
+        expected = "a number" if kind is float else "a whole number"
+        raise ValueError(f"{name} is {expected}, got {value!r}, a {type(value).__name__}") from None
+
+
+def _in_range(settings: Settings, name: str, low: int, high: int | None = None) -> None:
     value = getattr(settings, name)
-    if not isinstance(value, int) or isinstance(value, bool) or value < low or (high is not None and value > high):
+    if value is not None and (value < low or (high is not None and value > high)):
         expected = f"a whole number from {low}" + (f" to {high}" if high is not None else " up")
         raise ValueError(f"{name} is {expected}, got {value!r}")
-
-
-def _choice(settings: Settings, name: str, allowed: tuple) -> None:
-    value = getattr(settings, name)
-    if value not in allowed:
-        raise ValueError(f"{name} is one of {', '.join(map(str, allowed))}; got {value!r}")

@@ -20,7 +20,12 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Site:
-    """Where in the UNet an attention layer sits, and the grid its queries lie on during this call."""
+    """Where in the UNet an attention layer sits, the grid its queries lie on during this call, and what the call is for.
+
+    call: whatever the caller of the network has said of the call by `describe_calls`; None where nobody has said
+        anything. Inside a composition it is a `composition.Call`: the stage, and for every row of q, k and v the index
+        i, the image and the context.
+    """
 
     name: str  # the layer's module path, e.g. "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
     kind: Literal["self", "cross"]
@@ -28,6 +33,7 @@ class Site:
     layer: int  # transformer blocks counted from 0 in the order they run; a block's self and cross site share it
     height: int
     width: int
+    call: object | None = None
 
 
 AttentionFn = Callable[[Site, Tensor, Tensor, Tensor], Tensor]
@@ -35,9 +41,10 @@ AttentionFn = Callable[[Site, Tensor, Tensor, Tensor], Tensor]
 
 @dataclass
 class HookSlot:
-    """The one place where a UNet keeps its hook; all of its attention layers read it."""
+    """The one place where a UNet keeps its hook and what its caller says of the call; all attention layers read it."""
 
     fn: AttentionFn | None = None
+    call: object | None = None
 
 
 @dataclass
@@ -51,7 +58,7 @@ class Placement:
     slot: HookSlot = field(repr=False)
 
     def at(self, height: int, width: int) -> Site:
-        return Site(self.name, self.kind, self.stage, self.layer, height, width)
+        return Site(self.name, self.kind, self.stage, self.layer, height, width, self.slot.call)
 
 
 def default_kernel(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -127,6 +134,25 @@ def attention_hook(unet: nn.Module, fn: AttentionFn):
         yield
     finally:
         slot.fn = before
+
+
+@contextmanager
+def describe_calls(unet: nn.Module):
+    """Within the block, hooks find at `site.call` what the block's function was last given: `describe(call)`.
+
+    Whoever calls the network uses it, so that a hook need not count calls to know which one it is in. Leaving the block
+    restores what was there before. A network that takes no hooks has nobody to tell, and nothing happens.
+    """
+    slot = getattr(unet, "hook_slot", None) or HookSlot()
+    before = slot.call
+
+    def describe(call: object) -> None:
+        slot.call = call
+
+    try:
+        yield describe
+    finally:
+        slot.call = before
 
 
 def record_maps(select: Callable[[Site], bool], sink: Callable[[Site, Tensor], None]) -> AttentionFn:

@@ -1,4 +1,7 @@
-"""Inversions kept for reuse, in memory and on disk: a mapping from `inversion_key` to `Trajectory`."""
+"""Inversions kept for reuse, in memory and on disk: a mapping from `inversion_key` to `Trajectory`.
+
+A method takes any mapping; this one outlives the process, and several processes may share it.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from .files import atomic
-from .inversions import Trajectory
+from sd21.files import atomic
+from solvers import InversionReport
+
+from ..inversions import Trajectory
 
 
 class InversionStore(MutableMapping[str, Trajectory]):
@@ -77,8 +82,7 @@ class InversionStore(MutableMapping[str, Trajectory]):
 
 def _write(path: Path, key: str, trajectory: Trajectory) -> None:
     states = trajectory.states.contiguous()
-    report = {name: value for name, value in asdict(replace(trajectory, states=None)).items() if name != "states"}
-    metadata = {"key": key, "report": json.dumps(report), "sha256": _digest(states)}
+    metadata = {"key": key, "report": json.dumps(asdict(trajectory.report)), "sha256": _digest(states)}
     with atomic(path) as temporary:
         save_file({"states": states}, temporary, metadata=metadata)
 
@@ -89,7 +93,8 @@ def _read(path: Path, key: str) -> Trajectory:
         metadata, states = file.metadata(), file.get_tensor("states")
     if metadata["key"] != key or metadata["sha256"] != _digest(states):
         raise ValueError("its contents are not what was stored")
-    return Trajectory(states=states, **json.loads(metadata["report"]))
+    report = json.loads(metadata["report"])
+    return Trajectory(states, InversionReport(**report | {"residuals": tuple(report["residuals"])}))
 
 
 def _digest(states: torch.Tensor) -> str:

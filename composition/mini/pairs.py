@@ -16,16 +16,17 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from sd21.training import data
 
-from .baselines.copy_paste import copy_paste
-from .benchmark.measures import measure_composites
-from .benchmark.networks import Networks
-from .canvas import Composition, Sample, reproduce
-from .compose import compose_batch
-from .datasets import Dataset, build_benchmark, read_br35h, read_busi
-from .figures import GAP, TUMOUR_COLOUR, eight_bit, outlined
-from .images import Scan, values_of
-from .manifest import read_manifest
-from .settings import Settings
+from ..canvas import reproduce
+from ..datasets import Dataset, build_benchmark, read_br35h, read_busi
+from ..figures import GAP, TUMOUR_COLOUR, eight_bit, outlined
+from ..methods import Composition, compose
+from ..metrics.composites import measure_composites
+from ..metrics.networks import Networks
+from ..model import Model
+from ..placement import Sample
+from ..runs.manifest import read_manifest
+from ..scans.images import Scan, values_of
+from ..settings import Settings
 
 CELL, CAPTION_HEIGHT, SAMPLES_A_ROW = 192, 20, 2
 
@@ -52,19 +53,19 @@ def held_out_pairs(root: Path, count: int) -> dict[str, Sample]:
         return {row.id: row.request.read() for row in rows}
 
 
-def reproduced_paste(model, sample: Sample) -> Composition:
+def reproduced_paste(model: Model, sample: Sample) -> Composition:
     """Copy-paste, encoded and decoded."""
-    (pasted,) = copy_paste(model, [sample])
+    pasted = compose(model, *sample, method="copy-paste")
     background = sample.background
     values = reproduce(model, values_of(pasted.image, background.window))
     return replace(pasted, image=background.render(values, grayscale=sample.grayscale))
 
 
-def compare_with_paste(model, pairs: dict[str, Sample], path: Path) -> dict:
+def compare_with_paste(model: Model, pairs: dict[str, Sample], path: Path) -> dict:
     """Write the picture of all pairs; returns the median over them of the measures that take no network."""
-    samples, settings = list(pairs.values()), Settings()
+    samples = list(pairs.values())
     results = {"copy-paste, reproduced": [reproduced_paste(model, sample) for sample in samples]}
-    results["ours"] = [compose_batch(model, [sample], settings)[0] for sample in samples]
+    results["ours"] = [compose(model, *sample) for sample in samples]
     sheet(pairs, *results.values()).save(path)
     medians = {}
     for name, composed in results.items():

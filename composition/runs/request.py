@@ -1,14 +1,18 @@
-"""What a user asks for, on the command line or in a manifest: the files of one composition."""
+"""What a user asks for, on the command line or in a manifest: the files of one composition.
+
+A request knows files and checks them before any model is loaded; what comes of it, a Sample, knows arrays alone.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from .canvas import Sample
-from .files import sha256
-from .images import ScanError, box_mask, read_mask, read_scan, split_slice
-from .placement import place
+from sd21.files import sha256
+
+from ..placement import Sample, place
+from ..scans.errors import ScanError
+from ..scans.images import box_mask, read_mask, read_scan, split_slice
 
 FILES = ("background", "object", "object_mask", "user_mask")
 

@@ -1,4 +1,4 @@
-"""The example that ships with the package: where its scans are, and what to say while they are not there."""
+"""The example that ships with the package: where its scans are, and what to say where they are not there."""
 
 from __future__ import annotations
 
@@ -6,15 +6,12 @@ from pathlib import Path
 
 from sd21.sources import MINI
 
-from .inputs import Request
-from .manifest import read_manifest
-from .settings import Settings
+from ..runs.manifest import read_manifest
+from ..runs.request import Request
+from ..scans.errors import DemoError
+from ..settings import Settings
 
 EXAMPLES = Path(__file__).parent / "examples" / "manifest.jsonl"
-
-
-class DemoError(ValueError):
-    """The demo's own files are missing."""
 
 
 def demo_request() -> Request:

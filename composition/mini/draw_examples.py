@@ -1,4 +1,4 @@
-"""The demo's scans, drawn by the small checkpoint: `python -m composition.mini_examples --out composition/examples`.
+"""The demo's scans, drawn by the small checkpoint: `python -m composition.mini.draw_examples --out FOLDER`.
 
 Each picture follows from its prompt and seed. Tumours were outlined by hand, as ellipses.
 """
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import sd21
+from sd21.files import write_text
 from sd21.training.data import CAPTIONS, IMAGE_SIZE, to_pixels
 
-from .datasets.br35h import via_mask
-from .files import write_text
-from .images import write_image
-from .mini_card import draw
+from ..datasets.br35h import via_mask
+from ..scans.images import write_image
+from .card import draw
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def write_example(model: sd21.StableDiffusion, example: Example, folder: Path) -
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="composition.mini_examples", description=__doc__)
+    parser = argparse.ArgumentParser(prog="composition.mini.draw_examples", description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--model", default="mini", help='"mini", or the folder of an exported checkpoint')
     arguments = parser.parse_args()

@@ -22,13 +22,15 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from sd21.files import remove_partial, write_json, write_text
+
+from ..methods import compose
+from ..model import Model
+from ..scans.images import write_image
+from ..settings import Settings
 from . import record
-from .baselines import METHODS
-from .files import read_kept, remove_partial, write_json, write_text
-from .images import write_image
 from .manifest import Row, read_manifest
 from .ranks import Ranks
-from .settings import Settings
 from .store import InversionStore
 
 
@@ -36,7 +38,7 @@ from .store import InversionStore
 class Summary:
     """What a run of `batch` did. rows: read; written, kept: made now, or by an earlier run; bad: see errors.jsonl.
 
-    reused: backgrounds and objects that had been inverted before; saved_nfe: the network evaluations this spared.
+    reused: backgrounds and objects that had been inverted before; saved_rows: the rows through the UNet that this spared.
     """
 
     rows: int
@@ -44,7 +46,7 @@ class Summary:
     kept: int
     bad: int
     reused: int
-    saved_nfe: int
+    saved_rows: int
 
 
 def run_batch(
@@ -60,7 +62,7 @@ def run_batch(
     """Compose every row of the manifest that is not done yet. Under torchrun the rows are shared out as ranks get free.
 
     load_model: takes nothing, returns what sd21.load returns; called after the manifest was read, if any row is good.
-    method: one of baselines.METHODS.
+    method: a name of methods.METHODS.
     cache: a folder for the inversions, shared by ranks and by runs; without it each rank keeps its last ones in memory.
         Rows are taken by background, so that those that share one come together.
     Returns the summary on rank 0, None on others. Raises OSError for a manifest or folder that cannot be used.
@@ -87,11 +89,11 @@ def run_batch(
         if message := store.get(f"error {row.line}").decode():
             errors[row.line] = message
     _write_tables(out, [row for row in rows if row.line not in errors], errors)
-    counts = {name: store.add(name, 0) for name in ("written", "kept", "reused", "saved_nfe")}
+    counts = {name: store.add(name, 0) for name in ("written", "kept", "reused", "saved_rows")}
     return Summary(rows=total, bad=len(errors), **counts)
 
 
-def _attempt(row: Row, out: Path, model, method: str, inversions: InversionStore, store: dist.Store) -> str:
+def _attempt(row: Row, out: Path, model: Model, method: str, inversions: InversionStore, store: dist.Store) -> str:
     """Compose one row unless it is done. Returns what went wrong, or an empty text."""
     try:
         asked = {
@@ -108,24 +110,24 @@ def _attempt(row: Row, out: Path, model, method: str, inversions: InversionStore
             return ""
         sample = row.request.read()
         path.unlink(missing_ok=True)
-        composition = METHODS[method](model, [sample], row.settings, inversions=inversions)[0]
+        composition = compose(model, *sample, row.settings, method=method, inversions=inversions)
         write_image(out / asked["file_name"], composition.image)
         write_image(out / asked["mask_file_name"], composition.mask)
         write_json(path, {**asked, **record.results(composition), **record.environment(model)})
     except Exception as error:  # whatever is wrong with one row, the others go on
         return f"{type(error).__name__}: {error}"
     store.add("written", 1)
-    for inversion in composition.inversion.values():  # of methods that invert
-        if inversion["reused"]:
+    for name, report in composition.inversion.items():  # of methods that invert
+        if composition.reused[name]:
             store.add("reused", 1)
-            store.add("saved_nfe", inversion["nfe"])
+            store.add("saved_rows", report.rows)
     return ""
 
 
 def _is_done(out: Path, path: Path, asked: dict) -> bool:
     """Whether an earlier run made this very row: same inputs, settings and model."""
     files_there = all((out / asked[name]).exists() for name in ("file_name", "mask_file_name"))
-    return files_there and read_kept(path, asked) is not None
+    return files_there and record.read_kept(path, asked) is not None
 
 
 def _write_tables(out: Path, good: list[Row], errors: dict[int, str]) -> None:

@@ -1,4 +1,7 @@
-"""The processes that torchrun starts, sharing work out; or one process without it."""
+"""The processes that torchrun starts, sharing work out; or one process without it.
+
+Everything that is long enough to be shared goes through one `Ranks`, so that no other module knows of torchrun.
+"""
 
 from __future__ import annotations
 

@@ -13,15 +13,12 @@ import re
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from .inputs import FILES, Request
-from .settings import Settings
+from ..scans.errors import RowError
+from ..settings import Settings
+from .request import FILES, Request
 
 REQUIRED = ("background", "object", "object_mask", "prompt")
 OPTIONAL = ("user_mask", "user_box", "id", "settings")
-
-
-class RowError(ValueError):
-    """A row of a manifest that does not say what to compose."""
 
 
 @dataclass(frozen=True)

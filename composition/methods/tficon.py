@@ -41,73 +41,47 @@ tau_a * steps, and one state less than tau_b * steps (`window`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Sequence
 
 import torch
 
-from sd21 import attention_hook
-from solvers import Grid, data_prediction, denoise, guided
+from sd21.attention import attention_hook
+from solvers import CallRows, guided
 
 from .. import prompts
-from ..canvas import Composition, Job, Sample, masks, on_canvases, timed, to_scans
-from ..compose import inversion_nfe, trajectories
-from ..inversions import Trajectory, network, sampler
-from ..settings import Settings
+from ..blending import blend
+from ..calls import Call
 from . import noise
-from .published import naive_to_the_end
+from .frame import Composition, Frame
+from .published import invert_to_the_end
 from .tficon_attention import Injection
 
 # The defaults of the authors' public code.
 TAU_A, TAU_B = 0.4, 0.8
 ORDER = 2  # of the solver; `window` counts as their code does
 BACKGROUND, OBJECT, COMPOSITE = range(3)
+NAMES = ("background", "object", "composite")
 
 
-def tf_icon(
-    model,
-    samples: Sequence[Sample],
-    settings: Settings = Settings(),  # noqa: B008 -- frozen
-    *,
-    inversions: MutableMapping | None = None,
-    progress: Callable | None = None,
-    tau_a: float = TAU_A,
-    tau_b: float = TAU_B,
-    seed: int = 0,
-) -> list[Composition]:
+def tf_icon(frame: Frame, *, tau_a: float = TAU_A, tau_b: float = TAU_B, seed: int = 0) -> Composition:
     """TF-ICON as this module's docstring describes it.
 
     tau_a, tau_b: the share of the run, counted from T, in which attention is injected and states are rectified, in
-        [0, 1]; 0 for not at all. seed: of Eq. 7's noise. Of settings, start, preserve_until, history, inversion and
-        tolerance are the method's alone and not used here.
-    settings.max_batch bounds a call's rows, but the five of one sample stay together.
-    inversions: as for `compose_batch`, shared with `published`. Raises ValueError as `compose_batch` does, and for a
-        threshold out of range.
+        [0, 1]; 0 for not at all. seed: of Eq. 7's noise. Of the settings, start, preserve_until, history and inversion
+        are the method's alone and not used here. The five rows of a step stay in one call whatever max_batch is.
+    Raises ValueError for a threshold out of range.
     """
     for name, tau in (("tau_a", tau_a), ("tau_b", tau_b)):
         if not 0 <= tau <= 1:
             raise ValueError(f"{name} is a share of the run in [0, 1], got {tau}")
-    whole = naive_to_the_end(settings)
-    windows = window(tau_a, settings.steps), window(tau_b, settings.steps)
-
-    def run(jobs: list[Job], token: int) -> list[Composition]:
-        seconds: dict[str, float] = {}
-        backgrounds, objects, reports = trajectories(model, jobs, token, whole, inversions, progress, seconds)
-        together = max(1, settings.max_batch // 5) if settings.max_batch else len(jobs)
-        latents, evaluations = [], 0
-        with timed(seconds, "composition", model.device):
-            grid, table = sampler(model, settings)
-            for first in range(0, len(jobs), together):
-                group = slice(first, first + together)
-                streams = Streams(model, jobs[group], token, grid, settings, *windows)
-                x = streams.start(backgrounds[group], objects[group], seed)
-                x = denoise(x, grid, table, streams, edit=streams.rectify, progress=progress)
-                latents.append(x[:, COMPOSITE])
-                evaluations += streams.evaluations
-        counts = [{"inversion": inversion_nfe(report), "composition": evaluations // len(jobs)} for report in reports]
-        latent = torch.cat(latents)
-        return to_scans(model, jobs, latent, token, settings, inversion=reports, nfe=counts, seconds=seconds)
-
-    return on_canvases(model, samples, settings, run)
+    steps = frame.grid.steps
+    x_bg, x_obj = (states[-1] for states in invert_to_the_end(frame))
+    with frame.timed("composition"):
+        streams = Streams(frame, injected=window(tau_a, steps), rectified=window(tau_b, steps))
+        z = noise.draw(noise.generator(seed), x_bg)
+        x = torch.cat([x_bg, x_obj, compose_noise(x_obj, x_bg, z, frame.m_obj, frame.m_user)])
+        x = frame.denoise(x, streams, steps, edit=streams.rectify)
+    return frame.finish(x[COMPOSITE:])
 
 
 def compose_noise(
@@ -125,67 +99,55 @@ def window(tau: float, steps: int) -> range:
 
 
 class Streams:
-    """x0_fn of all streams at once: x (B, 3, C, h, w) holds BACKGROUND, OBJECT and COMPOSITE of every sample.
+    """x0_fn of all streams at once: x (3, C, h, w) holds BACKGROUND, OBJECT and COMPOSITE.
 
     injected: the window in which attention is injected; rectified: that of the states that need the background's. A
     stream that nothing needs any more is not run: its data prediction is 0.
-    evaluations: network rows run so far.
     """
 
-    def __init__(
-        self, model, jobs: list[Job], token: int, grid: Grid, settings: Settings, injected: range, rectified: range
-    ):
-        self.model, self.grid, self.injected, self.rectified = model, grid, injected, rectified
-        self.scale = settings.guidance_scale
-        self.m_obj, self.m_user = masks(jobs)
-        self.injection = Injection(self.m_obj, self.m_user)
-        texts = [job.sample.prompt for job in jobs]
-        self.text = [prompts.normal_context(model, texts, token)]
+    def __init__(self, frame: Frame, *, injected: range, rectified: range):
+        self.frame, self.injected, self.rectified = frame, injected, rectified
+        model, sample = frame.model, frame.sample
+        self.scale = frame.settings.guidance_scale
+        self.injection = Injection(frame.m_obj[0], frame.m_user[0])
+        self.text = {"text": prompts.text_context(model, sample.prompt, frame.token)}
         if self.scale != 1:
-            self.text.append(prompts.null_context(model, len(jobs)))
+            self.text["null"] = prompts.null_context(model)
         # All rows of a batch have contexts of one length, so the exceptional prompt has its 77 rows here.
-        self.exceptional = prompts.normal_context(model, [None] * len(jobs), token)
-        self.evaluations = 0
-
-    def start(self, backgrounds: list[Trajectory], objects: list[Trajectory], seed: int) -> torch.Tensor:
-        """x[T] of all streams; the composite's is Eq. 7."""
-        x_bg, x_obj = (
-            torch.stack([trajectory.states[-1].to(self.model.device) for trajectory in kind])
-            for kind in (backgrounds, objects)
-        )
-        z = noise.draw(noise.generator(seed), x_bg)
-        return torch.stack([x_bg, x_obj, compose_noise(x_obj, x_bg, z, self.m_obj, self.m_user)], dim=1)
+        self.exceptional = prompts.text_context(model, None, frame.token)
 
     def rectify(self, i: int, x: torch.Tensor) -> torch.Tensor:
         """The `edit` of the solver: Eq. 9 with the background stream's own state."""
         if i not in self.rectified:
             return x
-        background, obj, composite = x.unbind(dim=1)
-        return torch.stack([background, obj, composite * self.m_user + background * (1 - self.m_user)], dim=1)
+        composite = blend(x[COMPOSITE:], x[BACKGROUND : BACKGROUND + 1], self.frame.m_user)
+        return torch.cat([x[:COMPOSITE], composite])
 
     def __call__(self, x: torch.Tensor, i: int) -> torch.Tensor:
-        """The data predictions (B, 3, C, h, w) of the streams that are needed at i."""
-        background, obj, composite = x.unbind(dim=1)
+        """The data predictions (3, C, h, w) of the streams that are needed at i."""
         x0 = torch.zeros_like(x)
         if i in self.injected:
-            with attention_hook(self.model.unet, self.injection):
-                rows = self._predict([background, obj, background], composite, i)
-            x0[:, BACKGROUND], x0[:, OBJECT], _ = rows[:3]
+            with attention_hook(self.frame.model.unet, self.injection):
+                # The third row is the pseudo cross-attention: the background's state, which looks at the object.
+                x0[BACKGROUND], x0[OBJECT], _, x0[COMPOSITE] = self._predict(x, i, (BACKGROUND, OBJECT, BACKGROUND))
         elif i - 1 in self.rectified:
-            rows = self._predict([background], composite, i)
-            x0[:, BACKGROUND] = rows[0]
+            x0[BACKGROUND], x0[COMPOSITE] = self._predict(x, i, (BACKGROUND,))
         else:
-            rows = self._predict([], composite, i)
-        x0[:, COMPOSITE] = rows[-1]
+            (x0[COMPOSITE],) = self._predict(x, i, ())
         return x0
 
-    def _predict(self, exceptional: list[torch.Tensor], composite: torch.Tensor, i: int) -> list[torch.Tensor]:
-        """Data predictions of the streams under the exceptional prompt and, last, of the guided composite."""
-        states = exceptional + [composite] * len(self.text)
-        context = torch.cat([self.exceptional] * len(exceptional) + self.text)
-        x0_fn = data_prediction(network(self.model, None), self.grid, self.model.prediction_type, context)
-        rows = list(x0_fn(torch.cat(states), i).chunk(len(states)))
-        self.evaluations += x0_fn.evaluations
+    def _predict(self, x: torch.Tensor, i: int, exceptional: Sequence[int]) -> list[torch.Tensor]:
+        """Data predictions (C, h, w) of the streams under the exceptional prompt and, last, of the guided composite."""
+        streams = [*exceptional, *[COMPOSITE] * len(self.text)]
+        contexts = ["exceptional"] * len(exceptional) + list(self.text)
+        context = torch.cat([self.exceptional] * len(exceptional) + list(self.text.values()))
+        images = [NAMES[stream] for stream in streams]
+
+        def call_of(rows: CallRows) -> Call:  # every row has a context of its own
+            return Call("composition", tuple(rows.i.tolist()), tuple(images), tuple(contexts))
+
+        with self.frame.predicting({"rows": context}, images, call_of=call_of, max_batch=None) as x0_fn:
+            rows = list(x0_fn(x[streams], i))
         if self.scale == 1:
             return rows
         *rows, text, null = rows

@@ -1,8 +1,8 @@
 """TF-ICON's composite self-attention: background, object and what lies between them, injected into the composite.
 
 All streams of a sample run in one batch, so that a layer finds what it injects in its own q, k and v: nothing is kept
-from one layer to the next. The rows of the batch, each for every sample: BACKGROUND, OBJECT, CROSS, TEXT, and where the
-composite is guided also its null row, which nothing is injected into.
+from one layer to the next. The rows of the batch are BACKGROUND, OBJECT, CROSS, TEXT, and where the composite is guided
+also its null row, which nothing is injected into.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from sd21 import Site, attention_logits, default_kernel
+from sd21.attention import Site, attention_logits, default_kernel
 
 BACKGROUND, OBJECT, CROSS, TEXT = range(4)
 
@@ -56,7 +56,7 @@ def composite_logits(q: torch.Tensor, k: torch.Tensor, where: Tokens) -> torch.T
 
 
 class Injection:
-    """An attention hook for a batch of rows (streams, B), flattened. m_obj, m_user: (B, 1, h, w) of zeros and ones.
+    """An attention hook for the streams of one sample. m_obj, m_user: (1, h, w) of zeros and ones.
 
     The stream CROSS attends to the object's tokens of the stream OBJECT (to all of them where a coarse grid has none
     inside M_obj), and TEXT by `composite_logits`; all else, and every layer that is not self-attention, as usual.
@@ -69,13 +69,11 @@ class Injection:
         out = default_kernel(q, k, v)
         if site.kind == "cross":
             return out
-        samples = len(self.m_obj)
-        q, k, v, rows = (x.unflatten(0, (-1, samples)) for x in (q, k, v, out))  # (streams, B, heads, N, d)
-        for n in range(samples):
-            where = tokens(self.m_obj[n], self.m_user[n], site.height, site.width)
-            seen = where.obj if len(where.obj) else slice(None)
-            cross = (q[CROSS, n], k[OBJECT, n][:, seen], v[OBJECT, n][:, seen])
-            rows[CROSS, n] = default_kernel(*(x[None] for x in cross))[0]
-            maps = composite_logits(q[:, n], k[:, n], where).softmax(dim=-1)
-            rows[TEXT, n] = maps @ v[TEXT, n].to(maps.dtype)
+        where = tokens(self.m_obj, self.m_user, site.height, site.width)
+        seen = where.obj if len(where.obj) else slice(None)
+        # A batch of one row each: the kernel takes four axes.
+        cross = (q[CROSS], k[OBJECT][:, seen], v[OBJECT][:, seen])
+        out[CROSS] = default_kernel(*(x[None] for x in cross))[0]
+        maps = composite_logits(q, k, where).softmax(dim=-1)
+        out[TEXT] = maps @ v[TEXT].to(maps.dtype)
         return out

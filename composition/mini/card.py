@@ -1,4 +1,4 @@
-"""The figures of the small checkpoint's model card: `python -m composition.mini_card --data ../shared/data --out CARD`.
+"""The figures of the small checkpoint's model card: `python -m composition.mini.card --data ../shared/data --out CARD`.
 
 Writes CARD/figures.json, one picture of samples for each prompt, and compositions beside copy-paste. Everything is
 measured on the held-out split: how well the autoencoder reconstructs; whether a classifier trained on real scans tells
@@ -20,14 +20,14 @@ from torch import Tensor, nn
 
 import sd21
 import solvers
+from sd21.files import write_json
 from sd21.training import data
 from sd21.training.vae import psnr
 
-from . import prompts
-from .files import read_kept, write_json
-from .inversions import sampler
-from .mini_pairs import compare_with_paste, held_out_pairs
-from .settings import Settings
+from ..prompts import exceptional_context, exceptional_token, null_context
+from ..runs.record import read_kept
+from ..settings import Settings
+from .pairs import compare_with_paste, held_out_pairs
 
 SETTINGS = Settings()
 # A trained network is slow to invert exactly from the noise end: there the card asks how far 20 sweeps come.
@@ -81,16 +81,26 @@ def psnr_of_linear_code(known: Tensor, pixels: Tensor, channels: int, factor: in
     return psnr(*(part.unflatten(0, (len(pixels), -1)) for part in (images, decoded)))
 
 
+def grid_of(model: sd21.StableDiffusion) -> solvers.Grid:
+    """The composition's default grid for the model's noise schedule."""
+    return SETTINGS.build_grid(solvers.NoiseSchedule.from_alphas_cumprod(model.alphas_cumprod))
+
+
 def draw(model: sd21.StableDiffusion, prompt: str, count: int, seed: int) -> Tensor:
     """Samples (count, 3, 256, 256) in [-1, 1] of a prompt, by the default sampler and guidance of the composition."""
-    grid, table = sampler(model, SETTINGS)
-    text, null = model.embed([prompt]), model.embed([""])
+    grid = grid_of(model)
     x0_fn = solvers.data_prediction(
-        model.unet, grid, model.prediction_type, text, null_context=null, scale=SETTINGS.guidance_scale
+        model.unet,
+        grid,
+        model.prediction_type,
+        model.embed([prompt]),
+        null_context=null_context(model),
+        scale=SETTINGS.guidance_scale,
     )
     side = model.image_size // model.vae.config.factor
     noise = torch.randn(count, 4, side, side, generator=torch.Generator().manual_seed(seed)).to(model.device)
     parts = noise.split(16)
+    table = SETTINGS.build_table(grid)
     latents = [solvers.denoise(x, grid, table, x0_fn) for x in parts]
     return torch.cat([model.decode(latent).clamp(-1, 1).cpu() for latent in latents])
 
@@ -151,8 +161,7 @@ def recognised(classifier: nn.Module, images: Tensor, kinds: Tensor) -> dict:
 
 def inversion_errors(model: sd21.StableDiffusion, scans: list[data.Scan]) -> dict:
     """Relative error, in the latent, of inverting to T and denoising again without guidance, by prompt and method."""
-    grid, table = sampler(model, SETTINGS)
-    token = prompts.exceptional_token(model.text_encoder.config.vocab_size)
+    grid = grid_of(model)
     errors = defaultdict(list)
     for kind in data.KINDS:  # a sweep takes one context for all of its images
         some = [scan for scan in scans if scan.kind == kind]
@@ -160,23 +169,30 @@ def inversion_errors(model: sd21.StableDiffusion, scans: list[data.Scan]) -> dic
             continue
         x0 = model.encode(data.to_images(data.load_pixels(some)).to(model.device))
         contexts = {
-            "exceptional": prompts.exceptional_context(model, token),
-            "null": model.embed([""]),
+            "exceptional": exceptional_context(model),
+            "null": null_context(model),
             "text": model.embed([data.CAPTIONS[kind][0]]),
         }
         for (prompt, context), method in product(contexts.items(), ("naive", "joint")):
             x0_fn = solvers.data_prediction(model.unet, grid, model.prediction_type, context)
             found = solvers.invert(
-                x0, grid, table, x0_fn, method=method, tol=TOLERANCE, max_sweeps=SWEEPS, on_failure="return"
+                x0,
+                grid,
+                SETTINGS.build_table,
+                x0_fn,
+                method=method,
+                tol=TOLERANCE,
+                max_sweeps=SWEEPS,
+                on_failure="return",
             )
-            errors[f"{prompt}, {method}"].append(found.report.residual)
+            errors[f"{prompt}, {method}"].append(found.errors)
     figures = {name: torch.cat(parts) for name, parts in errors.items()}
     figures = {name: {"median": of.median().item(), "worst": of.max().item()} for name, of in figures.items()}
-    return figures | {"scans": len(scans), "exceptional_token": token}
+    return figures | {"scans": len(scans), "exceptional_token": exceptional_token(model)}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="composition.mini_card", description=__doc__)
+    parser = argparse.ArgumentParser(prog="composition.mini.card", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder that holds br35h/ and busi/")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--model", default="mini", help='"mini", or the folder of an exported checkpoint')

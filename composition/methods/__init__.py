@@ -1,0 +1,91 @@
+"""The method and what it is compared with, each a function of a Frame, and `compose`, which drives any of them.
+
+METHODS is the one table of methods, in the order of the paper's Tab. 1: a new one is a file here and an entry there.
+What is a method's own (strength, thresholds, seed) is a keyword argument whose default is a named constant with its
+source; functools.partial sets it: `compose(..., method=partial(sdedit, strength=0.3))`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, MutableMapping
+
+import numpy as np
+import torch
+
+from solvers import Grid, NoiseSchedule, Solver
+
+from ..inversions import Trajectory
+from ..model import Model
+from ..placement import Sample
+from ..scans.images import Scan
+from ..settings import Settings
+from . import blended, copy_paste, ours, published, sdedit, tficon
+from .frame import Composition, Frame, Method, OnState
+
+METHODS: dict[str, Method] = {
+    "copy-paste": copy_paste.copy_paste,
+    "blended": blended.blended_latent_diffusion,
+    "sdedit": sdedit.sdedit,
+    "tf-icon": tficon.tf_icon,
+    "published": published.published,
+    "ours": ours.ours,
+}
+
+__all__ = ["METHODS", "Composition", "Frame", "Method", "compose"]
+
+
+@torch.no_grad()
+def compose(
+    model: Model,
+    background: Scan,
+    obj: Scan,
+    object_mask: np.ndarray,
+    user_mask: np.ndarray,
+    prompt: str | None,
+    settings: Settings | None = None,
+    *,
+    method: str | Method = "ours",
+    table: Solver | None = None,
+    grid: Callable[[NoiseSchedule, int], Grid] | None = None,
+    inversions: MutableMapping[str, Trajectory] | None = None,
+    on_state: OnState | None = None,
+    keep_trajectories: bool = False,
+    progress: Callable | None = None,
+) -> Composition:
+    """Put one tumour into one scan.
+
+    model: what sd21.load returns. object_mask, user_mask: bool (H, W), of the sizes of obj and of background.
+    prompt: None denoises under the exceptional prompt. settings: Settings() by default.
+    method: a name of METHODS, or a function of a Frame.
+    table: builds the step table on a grid, in place of the one that settings.solver names; settings.lower_order_final
+        is then the builder's own affair. grid: builds the grid from a schedule and settings.steps, in place of
+        settings.grid.
+    inversions: any mapping from `inversion_key` to `Trajectory`. A background or placed object found there is not
+        inverted again, and a new one is put there; a dict keeps them in memory.
+    on_state: called with every (i, x[i], D[i]) of the composition's run, i = start..0, as the network saw them; D[0] is
+        None. keep_trajectories: leave the inverted trajectories in the result.
+    progress: wraps the solvers' loops, e.g. tqdm.
+    Before the network runs, raises TypeError for arguments of another type, ValueError (PlacementError for what cannot
+    be placed) for values that do not fit; later solvers.InversionError for a scan that missed the tolerance.
+    """
+    if settings is None:
+        settings = Settings()
+    if not isinstance(settings, Settings):
+        raise TypeError(f"settings is a {type(settings).__name__}; expected Settings(...), or None for the defaults")
+    run = METHODS.get(method) if isinstance(method, str) else method
+    if not callable(run):
+        raise TypeError(f"method is one of {', '.join(METHODS)}, or a function of a Frame; got {method!r}")
+    sample = Sample(background, obj, object_mask, user_mask, prompt)
+    schedule = NoiseSchedule.from_alphas_cumprod(model.alphas_cumprod)
+    frame = Frame.of(
+        model,
+        sample,
+        settings,
+        settings.build_grid(schedule) if grid is None else grid(schedule, settings.steps),
+        table or settings.build_table,
+        inversions=inversions,
+        on_state=on_state,
+        keep_trajectories=keep_trajectories,
+        progress=progress,
+    )
+    return run(frame)

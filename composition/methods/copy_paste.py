@@ -1,0 +1,15 @@
+"""Copy-paste: the object's pixels, scaled and moved, inside its mask on the background. No network takes part."""
+
+from __future__ import annotations
+
+from ..blending import preserve_pixels
+from ..placement import placed_object
+from .frame import Composition, Frame
+
+
+def copy_paste(frame: Frame) -> Composition:
+    """The naive baseline of the paper's section 5.2: outside the placed mask the background's pixels, to the bit."""
+    with frame.timed("composition"):
+        placed = placed_object(frame.sample, frame.placement)
+        image = preserve_pixels(frame.sample.background, placed, frame.placement.object_mask, feather=0)
+    return frame.composition(image)

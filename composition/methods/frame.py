@@ -1,0 +1,276 @@
+"""What every method works with, as one object: the sample on the canvas, the run, and the way to a result.
+
+A method is a function of a Frame that returns a Composition. Everything that methods share is done here, before and
+after their own part, so that they differ in nothing but what they do to latents.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from solvers import DataPrediction, Grid, InversionReport, Solver, sample
+
+from .. import blending, prompts
+from ..calls import predicting
+from ..canvas import canvas_of, from_canvas, to_canvas, to_latent_mask
+from ..figures import before_after
+from ..inversions import Trajectory, inversion_key, invert_latents
+from ..model import Model
+from ..placement import Placement, Sample, place, placed_object
+from ..scans.errors import PlacementError
+from ..settings import Settings
+
+# Called with every (i, x[i], D[i]) of a composition; D[0] is None.
+OnState = Callable[[int, torch.Tensor, torch.Tensor | None], None]
+
+
+@dataclass(frozen=True, eq=False, repr=False)  # arrays have no plain equality, and fill a screen
+class Composition:
+    """One result. All arrays are in the background's own coordinates and size (H, W)."""
+
+    sample: Sample  # what it was made of
+    image: np.ndarray  # (H, W) or (H, W, 3), uint8 or uint16, as the background's file
+    mask: np.ndarray  # bool (H, W): where the tumour is
+    placed: np.ndarray  # as image: the placed object with its tissue, before composition
+    clipped: float  # share of the placed object mask that lay outside the user mask and was cut
+    canvas: tuple[int, int]  # (height, width) in pixels that the network saw
+    solver: str  # the name of the step table
+    exceptional_token: int
+    inversion: dict[str, InversionReport]  # of "background" and "object", for methods that invert
+    reused: dict[str, bool]  # whether each inversion had been made before
+    rows: dict[str, int]  # rows through the UNet by stage, "inversion" and "composition"; a reused inversion costs none
+    seconds: dict[str, float]  # by stage: "encode", "inversion", "composition", "decode"
+    trajectories: dict[str, Trajectory] | None  # of "background" and "object", where they were asked for
+
+    def __repr__(self) -> str:
+        height, width = self.mask.shape
+        errors = [f"{name} inverted to {100 * report.error:.1f} %" for name, report in self.inversion.items()]
+        about = [f"{height}x{width} {self.image.dtype}", f"tumour of {self.mask.sum()} pixels", *errors]
+        return f"Composition({', '.join(about)}, {sum(self.rows.values())} rows)"
+
+    def _repr_png_(self) -> bytes:
+        """The before/after figure, which notebooks show."""
+        file = io.BytesIO()
+        before_after(self.sample, self.image, self.mask).save(file, format="png")
+        return file.getvalue()
+
+
+@dataclass(eq=False)
+class Frame:
+    """One sample on the canvas, and all that a method may ask for. `Frame.of` makes it.
+
+    grid, solver: the time grid, and the function that makes the solver's table on a grid; `table` is the one on `grid`.
+    background, obj: images (1, 3, h, w) in [-1, 1]; obj is the placed object with its tissue.
+    m_obj, m_user: masks (1, 1, h / 8, w / 8) of zeros and ones on the latent grid.
+    inversions: a mapping that outlives the frame, or None. on_state: called with every (i, x, D) of the composition.
+    keep_trajectories: whether the result holds them.
+    rows, seconds, inversion, reused, trajectories: what the method has spent and found so far, as Composition has it.
+    """
+
+    model: Model
+    sample: Sample
+    settings: Settings
+    token: int
+    grid: Grid
+    solver: Solver
+    placement: Placement
+    background: torch.Tensor
+    obj: torch.Tensor
+    m_obj: torch.Tensor
+    m_user: torch.Tensor
+    inversions: MutableMapping[str, Trajectory] | None
+    on_state: OnState | None
+    keep_trajectories: bool
+    progress: Callable | None
+    rows: dict[str, int] = field(default_factory=lambda: {"inversion": 0, "composition": 0})
+    seconds: dict[str, float] = field(default_factory=dict)
+    inversion: dict[str, InversionReport] = field(default_factory=dict)
+    reused: dict[str, bool] = field(default_factory=dict)
+    trajectories: dict[str, Trajectory] = field(default_factory=dict)
+
+    def __post_init__(self):
+        self.table = self.solver(self.grid)
+        self.table.check_fits(self.grid)
+
+    @classmethod
+    def of(
+        cls,
+        model: Model,
+        sample: Sample,
+        settings: Settings,
+        grid: Grid,
+        solver: Solver,
+        *,
+        inversions: MutableMapping[str, Trajectory] | None = None,
+        on_state: OnState | None = None,
+        keep_trajectories: bool = False,
+        progress: Callable | None = None,
+    ) -> Frame:
+        """Place the sample and bring it to the canvas.
+
+        Raises PlacementError for what cannot be placed or is too small for the latent grid, ValueError for a token the
+        model does not have, a start beyond the grid, and a table that does not fit it; the network has not run then.
+        """
+        if settings.start > grid.steps:
+            raise ValueError(f"start is an index of 1..{grid.steps} on {grid.name}, got {settings.start}")
+        token = prompts.exceptional_token(model, settings.exceptional_token)
+        placement = place(sample.background, sample.obj, sample.object_mask, sample.user_mask)
+        canvas = canvas_of(model, sample.background.size)
+        cells = tuple(side // model.vae.config.factor for side in canvas)
+        m_obj, m_user = (
+            to_latent_mask(mask, cells)[None].to(model.device) for mask in (placement.object_mask, placement.user_mask)
+        )
+        if not m_obj.any():
+            raise PlacementError(
+                f"the object covers {placement.object_mask.sum()} pixels of {sample.background.name}, less than half "
+                f"of any cell of the {cells[0]}x{cells[1]} latent grid; use a larger user mask"
+            )
+        background, obj = (
+            to_canvas(values, canvas)[None].to(model.device) for values in (sample.background.values(), placement.image)
+        )
+        return cls(
+            model=model,
+            sample=sample,
+            settings=settings,
+            token=token,
+            grid=grid,
+            solver=solver,
+            placement=placement,
+            background=background,
+            obj=obj,
+            m_obj=m_obj,
+            m_user=m_user,
+            inversions=inversions,
+            on_state=on_state,
+            keep_trajectories=keep_trajectories,
+            progress=progress,
+        )
+
+    def encode(self, *images: torch.Tensor) -> torch.Tensor:
+        """Canvas images (1, 3, h, w) as latents (B, C, h / 8, w / 8), one for each."""
+        with self.timed("encode"):
+            pieces = torch.cat(images).split(self.settings.max_batch or len(images))
+            return torch.cat([self.model.encode(piece) for piece in pieces])
+
+    def invert(self, until: int, settings: Settings | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """The states x[0..until] of the background and of the placed object, (until + 1, 1, C, h / 8, w / 8) each.
+
+        They are looked up in `inversions` first. settings: of the inversion, where they are not the frame's own.
+        """
+        settings, grid = settings or self.settings, self.grid.until(until)
+        images = {"background": self.background, "object": self.obj}
+        keys = {name: self._inversion_key(image, settings, grid) for name, image in images.items()}
+        known = {} if self.inversions is None else self.inversions
+        found = {key: known[key] for key in dict.fromkeys(keys.values()) if key in known}
+        missing: dict[str, str] = {}
+        for name, key in keys.items():
+            self.reused[name] = key in found or key in missing
+            if not self.reused[name]:
+                missing[key] = name
+        # What is kept must not depend on its company: a batch's other rows change the rounding, so these go one by one.
+        groups = [list(missing.values())] if self.inversions is None else [[name] for name in missing.values()]
+        for group in groups:
+            latents = self.encode(*(images[name] for name in group))
+            with self.timed("inversion"):
+                inverted = invert_latents(
+                    self.model, latents, self.token, settings, grid, self.solver, images=group, progress=self.progress
+                )
+            for name, trajectory in zip(group, inverted, strict=True):
+                found[keys[name]] = known[keys[name]] = trajectory
+                self.rows["inversion"] += trajectory.report.rows
+        self.trajectories = {name: found[keys[name]] for name in images}
+        self.inversion = {name: trajectory.report for name, trajectory in self.trajectories.items()}
+        return tuple(trajectory.states[:, None].to(self.model.device) for trajectory in self.trajectories.values())
+
+    def _inversion_key(self, image: torch.Tensor, settings: Settings, grid: Grid) -> str | bytes:
+        if self.inversions is None:  # nothing outlives this frame: the pixels are key enough, and no file is hashed
+            return image.cpu().numpy().tobytes()
+        return inversion_key(self.model, image[0], self.token, settings, grid, self.solver)
+
+    def predicting_text(self) -> AbstractContextManager[DataPrediction]:
+        """x0_fn under the sample's prompt, guided by settings.guidance_scale against the null prompt (Eq. 6)."""
+        prompt = self.sample.prompt
+        contexts = {
+            "exceptional" if prompt is None else "text": prompts.text_context(self.model, prompt, self.token),
+            "null": prompts.null_context(self.model),
+        }
+        return self.predicting(contexts, ("composite",), scale=self.settings.guidance_scale)
+
+    def predicting_exceptional(self, images: Sequence[str]) -> AbstractContextManager[DataPrediction]:
+        """x0_fn of these images under the exceptional prompt, without guidance, while composing."""
+        return self.predicting({"exceptional": prompts.exceptional_context(self.model, self.token)}, images)
+
+    @contextmanager
+    def predicting(self, contexts, images: Sequence[str], **options) -> Iterator[DataPrediction]:
+        """`calls.predicting` for the composition's stage, whose rows are counted."""
+        options = {"max_batch": self.settings.max_batch} | options
+        with predicting(self.model, self.grid, contexts, stage="composition", images=images, **options) as x0_fn:
+            yield x0_fn
+        self.rows["composition"] += x0_fn.rows
+
+    def denoise(
+        self,
+        x: torch.Tensor,
+        x0_fn: Callable,
+        start: int,
+        *,
+        history: Sequence[torch.Tensor] = (),
+        edit: Callable[[int, torch.Tensor], torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """x[0] of the composition's run from x = x[start]; `on_state` sees every state of it.
+
+        history: D[start + 1], D[start + 2], ...; without it the run begins as the solver begins one.
+        """
+        run = self.grid if history else self.grid.until(start)
+        table = self.table if history else self.solver(run)
+        for i, x, x0 in sample(x, run, table, x0_fn, start=start, history=history, edit=edit, progress=self.progress):
+            if self.on_state is not None:
+                self.on_state(i, x, x0)
+        return x
+
+    def finish(self, latent: torch.Tensor) -> Composition:
+        """Decode a latent (1, C, h / 8, w / 8) and bring it to the background's size, channels and bit depth."""
+        with self.timed("decode"):
+            decoded = self.model.decode(latent)[0].float().cpu()
+        background = self.sample.background
+        image = background.render(from_canvas(decoded, background.size), grayscale=self.sample.grayscale)
+        if self.settings.preserve == "pixels":
+            image = blending.preserve_pixels(background, image, self.placement.user_mask, self.settings.feather)
+        return self.composition(image)
+
+    def composition(self, image: np.ndarray) -> Composition:
+        """The result whose pixels are `image`; all else is the frame's."""
+        return Composition(
+            sample=self.sample,
+            image=image,
+            mask=self.placement.object_mask,
+            placed=placed_object(self.sample, self.placement),
+            clipped=self.placement.clipped,
+            canvas=tuple(self.background.shape[2:]),
+            solver=self.table.name,
+            exceptional_token=self.token,
+            inversion=self.inversion,
+            reused=self.reused,
+            rows=self.rows,
+            seconds=self.seconds,
+            trajectories=self.trajectories if self.keep_trajectories else None,
+        )
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the wall time of the block to the stage's."""
+        begin = time.perf_counter()
+        yield
+        if torch.device(self.model.device).type == "cuda":
+            torch.cuda.synchronize(self.model.device)
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - begin
+
+
+Method = Callable[[Frame], Composition]

@@ -1,0 +1,80 @@
+"""The metadata record of a composition: enough to tell what made it, and to make it again; and what is kept of it.
+
+`run`, `batch` and the evidence write and read records here alone, so that a field has one home.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import warnings
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from ..methods import Composition
+from ..model import Model
+from ..settings import Settings
+
+PACKAGES = ("tumour-composition", "torch", "transformers", "numpy", "pillow")
+
+
+def provenance(model: Model, settings: Settings) -> dict:
+    """What a composition depends on beside its inputs: settings, model (source, revision, file hashes), dtype."""
+    return {"settings": asdict(settings), "model": model.identity, "dtype": str(model.dtype).removeprefix("torch.")}
+
+
+def results(composition: Composition) -> dict:
+    """What the run reported of itself, as far as the inputs and `provenance` determine it.
+
+    Rows are counted at their full price even where a stored inversion was reused: a record says what its sample is, not
+    in which order samples were made.
+    """
+    reports = {name: asdict(report) for name, report in composition.inversion.items()}
+    return {
+        "canvas": list(composition.canvas),
+        "solver": composition.solver,
+        "exceptional_token": composition.exceptional_token,
+        "clipped": composition.clipped,
+        "inversion": {name: report | {"residuals": list(report["residuals"])} for name, report in reports.items()},
+        "rows": {
+            "inversion": sum(report["rows"] for report in reports.values()),
+            "composition": composition.rows["composition"],
+        },
+    }
+
+
+def environment(model: Model) -> dict:
+    """The software and the device."""
+    device = torch.device(model.device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {"versions": versions(), "device": {"type": device.type, "name": name}}
+
+
+def versions() -> dict[str, str | None]:
+    """Version of Python and of each package that results depend on; None for one that is not installed."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def read_kept(path: Path, asked: dict) -> dict | None:
+    """The object that an earlier run left in a JSON file, if all of `asked` is in it; else None.
+
+    None, too, where there is no file, or a damaged one, which is warned of.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        warnings.warn(f"{path} is damaged and will be made again: {error}", stacklevel=2)
+        return None
+    same = isinstance(found, dict) and all(name in found and found[name] == value for name, value in asked.items())
+    return found if same else None

@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 
 import sd21
-from composition import files
 from composition.cli import build_parser, main
+from sd21 import files
 
 
 def run(arguments: list[str], kill_before: int | None) -> int:
@@ -44,7 +44,7 @@ def die_before(number: int | None) -> None:
 
 
 def kill_everywhere(folder: Path, arguments: list[str]) -> int:
-    model = sd21.load(build_parser().parse_args(["batch", *arguments, "--out", "unused"]).model, device="cpu")
+    model = sd21.load(build_parser("batch").parse_args(["batch", *arguments, "--out", "unused"]).model, device="cpu")
     sd21.load = lambda *_, **__: model
     for moment in range(1, 1000):
         command = ["batch", *arguments, "--out", str(folder / str(moment)), "-q"]

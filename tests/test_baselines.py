@@ -2,48 +2,26 @@
 
 import re
 from dataclasses import replace
+from functools import partial
 from math import inf, nan
 
 import numpy as np
 import pytest
 import torch
+from drawn_samples import data, guided_data, inverted, latents, rendered, run, run_of, sample, scan, stepped
 from fake_model import FakeModel
-from test_compose import run, sample, scan
 
-from composition.baselines import METHODS, blended_latent_diffusion, copy_paste, published, sdedit
-from composition.blending import compose_states
-from composition.compose import Sample
-from composition.inversions import invert_latents, sampler
-from composition.placement import from_canvas, place, to_canvas, to_latent_mask
-from composition.settings import Settings
+from composition import METHODS, Settings
+from composition.blending import blend
+from composition.methods.blended import blended_latent_diffusion
+from composition.methods.copy_paste import copy_paste
+from composition.methods.published import published
+from composition.methods.sdedit import sdedit
+from composition.prompts import exceptional_context
 
 SETTINGS = Settings(tolerance=1e-3)
 ON_DOUBLE = {name: method for name, method in METHODS.items() if name != "tf-icon"}  # it hooks a network's attention
 NOISY = {"blended": blended_latent_diffusion, "sdedit": sdedit}
-
-
-def latents(model, one: Sample):
-    """Background, placed object and pasted image as latents (3, C, h, w), M_obj and M_user, of a 128-pixel sample."""
-    placement = place(one.background, one.obj, one.object_mask, one.user_mask)
-    pasted = np.where(placement.object_mask[..., None], placement.image, one.background.values())
-    images = [to_canvas(values, (128, 128)) for values in (one.background.values(), placement.image, pasted)]
-    grids = [to_latent_mask(mask, (16, 16)) for mask in (placement.object_mask, placement.user_mask)]
-    return model.encode(torch.stack(images)), *grids
-
-
-def rendered(model, one: Sample, latent: torch.Tensor) -> np.ndarray:
-    return one.background.render(from_canvas(model.decode(latent[None])[0], (128, 128)), grayscale=True)
-
-
-def data(model, grid, x, i, context):
-    """x0 of one state (C, h, w) under one context (1, 77, 1)."""
-    noise = model.unet(x[None], grid.t[i : i + 1], context)[0]
-    return (x - grid.sigma[i].float() * noise) / grid.alpha[i].float()
-
-
-def guided_data(model, grid, x, i, prompt, scale):
-    text, null = (data(model, grid, x, i, model.embed([words])) for words in (prompt, ""))
-    return null + scale * (text - null)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -53,23 +31,24 @@ def test_copy_paste_is_the_placed_pixels_inside_and_the_backgrounds_outside(dtyp
     assert result.image.dtype == dtype and result.mask.any() and not result.mask[~one.user_mask].any()
     assert np.array_equal(result.image[~result.mask], one.background.pixels[~result.mask])
     assert np.array_equal(result.image[result.mask], result.placed[result.mask])
-    assert model.rows == 0 and result.nfe == {"inversion": 0, "composition": 0}
+    assert model.rows == 0 and result.rows == {"inversion": 0, "composition": 0}
 
 
-def run_one(method, model, one, settings=SETTINGS, **keywords):
-    return method(model, [one], settings, **keywords)[0]
+def run_one(method, model, one, settings=SETTINGS, *, inversions=None, **keywords):
+    """keywords: the method's own."""
+    return run(model, one, settings, method=partial(method, **keywords), inversions=inversions)
 
 
 def test_all_methods_place_alike_and_count_what_the_network_ran():
-    samples = [sample(seed=0), sample(160, 120, seed=5)]
-    expected = run(FakeModel(), samples[0], SETTINGS)
-    for name, method in ON_DOUBLE.items():
-        model = FakeModel()
-        together = method(model, samples, SETTINGS)
-        assert model.rows == sum(sum(one.nfe.values()) for one in together), name
-        assert np.array_equal(together[0].mask, expected.mask) and together[0].canvas == expected.canvas
-        assert np.array_equal(together[0].placed, expected.placed) and together[0].clipped == expected.clipped
-        assert [one.image.shape for one in together] == [(120, 160), (160, 120)]
+    for one, shape in ((sample(seed=0), (120, 160)), (sample(160, 120, seed=5), (160, 120))):
+        expected = run(FakeModel(), one, SETTINGS)
+        for name in ON_DOUBLE:
+            model = FakeModel()
+            result = run(model, one, SETTINGS, method=name)
+            assert model.rows == sum(result.rows.values()), name
+            assert np.array_equal(result.mask, expected.mask) and result.canvas == expected.canvas
+            assert np.array_equal(result.placed, expected.placed) and result.clipped == expected.clipped
+            assert result.image.shape == shape
 
 
 @pytest.mark.parametrize(
@@ -84,17 +63,15 @@ def test_all_methods_place_alike_and_count_what_the_network_ran():
 )
 def test_evaluations_by_stage(name, scale, inversion, composition):
     result = run_one(METHODS[name], FakeModel(), sample(), replace(SETTINGS, guidance_scale=scale))
-    assert result.nfe == {"inversion": inversion, "composition": composition}
+    assert result.rows == {"inversion": inversion, "composition": composition}
 
 
 @pytest.mark.parametrize("name", NOISY)
-def test_a_seed_is_its_noise_whatever_the_company(name):
+def test_a_seed_is_its_noise(name):
     method, one, model = NOISY[name], sample(), FakeModel()
     first = run_one(method, model, one, seed=7).image
     assert np.array_equal(run_one(method, model, one, seed=7).image, first)
     assert not np.array_equal(run_one(method, model, one, seed=8).image, first)
-    together = method(model, [sample(seed=3), one, sample(160, 120, seed=5)], SETTINGS, seed=7)[1].image
-    assert np.abs(together.astype(int) - first).max() <= 1  # a batch of another size rounds otherwise
     state = torch.random.get_rng_state()
     run_one(method, model, one)
     assert torch.equal(torch.random.get_rng_state(), state)  # the caller's own random numbers are left alone
@@ -102,14 +79,14 @@ def test_a_seed_is_its_noise_whatever_the_company(name):
 
 def test_sdedit_written_out():
     model, one = FakeModel(pull=0.2), sample(128, 128)
-    grid, table = sampler(model, SETTINGS)
+    grid, _ = run_of(model, SETTINGS)
     (_, _, pasted), _, _ = latents(model, one)
     z = torch.randn(4, 16, 16, generator=torch.Generator().manual_seed(3))
-    x, older = grid.alpha[8].float() * pasted + grid.sigma[8].float() * z, None
+    x, older = grid.alpha[8].float() * pasted + grid.sigma[8].float() * z, []
+    table = SETTINGS.build_table(grid.until(8))
     for i in range(8, 0, -1):
-        x0 = guided_data(model, grid, x, i, one.prompt, 2.5)
-        a, b, c = table.row(i, first=older is None)
-        x, older = a * x + b * x0 + (0 if older is None else c * older), x0
+        older.insert(0, guided_data(model, grid, x, i, one.prompt, 2.5))
+        x = stepped(table, i, x, older)
     image = run_one(sdedit, model, one, strength=0.4, seed=3).image
     assert np.abs(image.astype(int) - rendered(model, one, x)).max() <= 1  # rounding to 8 bits may fall either way
 
@@ -130,7 +107,7 @@ def test_blended_shows_the_network_a_freshly_noised_background_and_ends_in_the_c
             return super().unet(x, t, context)
 
     model, one = Watched(pull=0.5), sample(128, 128)
-    grid, _ = sampler(model, SETTINGS)
+    grid, _ = run_of(model, SETTINGS)
     (background, _, _), _, m_user = latents(model, one)
     outside = (m_user == 0).expand(4, -1, -1)
     image = run_one(blended_latent_diffusion, model, one).image
@@ -156,28 +133,26 @@ def test_the_method_as_published_written_out():
     """On few steps, so that neighbouring states differ enough to be told apart."""
     model, one = FakeModel(pull=0.2), sample(128, 128)
     settings = replace(SETTINGS, steps=6, start=4, preserve_until=2)
-    grid, table = sampler(model, settings)
+    grid, table = run_of(model, settings)
     encoded, m_obj, m_user = latents(model, one)
-    naive = Settings(steps=6, inversion="naive", start=6, history="restart")
-    exceptional = model.text_encoder.embed(7788)[None]
+    naive = Settings(steps=6, inversion="naive")
+    exceptional = exceptional_context(model)
     again = []  # states x[6..0] of background and object
-    for trajectory in invert_latents(model, encoded[:2], 7788, naive):
-        x, older = trajectory.states[6], None
+    for states in inverted(model, encoded[:2], naive, 6):
+        x, older = states[6], []
         states = [x]
         for i in range(6, 0, -1):
-            x0 = data(model, grid, x, i, exceptional)
-            a, b, c = table.row(i, first=older is None)
-            x, older = a * x + b * x0 + (0 if older is None else c * older), x0
+            older.insert(0, data(model, grid, x, i, exceptional))
+            x = stepped(table, i, x, older)
             states.append(x)
         again.append(states[::-1])
     bg, obj = again
-    x, older = compose_states(obj[4], bg[4], m_obj), None
+    x, older, table = blend(obj[4], bg[4], m_obj), [], settings.build_table(grid.until(4))
     for i in range(4, 0, -1):
         if i >= 2:
             x = x * m_user + bg[i] * (1 - m_user)
-        x0 = guided_data(model, grid, x, i, one.prompt, 2.5)
-        a, b, c = table.row(i, first=older is None)
-        x, older = a * x + b * x0 + (0 if older is None else c * older), x0
+        older.insert(0, guided_data(model, grid, x, i, one.prompt, 2.5))
+        x = stepped(table, i, x, older)
     expected, image = rendered(model, one, x), run_one(published, model, one, settings).image
     assert np.abs(image.astype(int) - expected).max() <= 1  # rounding to 8 bits may fall either way
     assert np.abs(run(model, one, settings).image.astype(int) - expected).max() > 1  # and it is not our default
@@ -187,8 +162,8 @@ def test_published_reuses_a_kept_inversion_whatever_the_settings_of_the_composit
     model, kept, one = FakeModel(), {}, sample()
     first = run_one(published, model, one, inversions=kept)
     again = run_one(published, model, one, replace(SETTINGS, start=12), inversions=kept)
-    assert len(kept) == 2 and first.nfe["inversion"] == 80 and again.nfe["inversion"] == 0
-    assert all(report["reused"] and report["method"] == "naive" for report in again.inversion.values())
+    assert len(kept) == 2 and first.rows["inversion"] == 80 and again.rows["inversion"] == 0
+    assert all(again.reused.values()) and all(report.method == "naive" for report in again.inversion.values())
 
 
 def test_pixels_are_preserved_where_that_is_asked():

@@ -14,9 +14,9 @@ from composition_files import FAST, row, tree, write_manifest, write_scans, writ
 from fake_model import FakeModel
 from PIL import Image
 
-from composition.batch import run_batch
-from composition.manifest import read_manifest
-from composition.settings import Settings
+from composition import Settings
+from composition.runs.batch import run_batch
+from composition.runs.manifest import read_manifest
 
 ROOT = Path(__file__).parent.parent
 QUICK = Settings(steps=4, start=2, preserve_until=1, inversion="naive")
@@ -141,7 +141,7 @@ def test_a_shared_background_is_inverted_once(tmp_path):
     write_scans(tmp_path)
     summary = run(tmp_path, rows)
     # Naive inversion up to start + 1 = 3 costs 3 evaluations and its round trip as many; 6 rows have 2 backgrounds.
-    assert (summary.reused, summary.saved_nfe) == (4, 4 * 6)
+    assert (summary.reused, summary.saved_rows) == (4, 4 * 6)
     shutil.rmtree(tmp_path / "out")
     run(tmp_path, rows, cache=tmp_path / "cache")
     before = tree(tmp_path / "out")
@@ -171,7 +171,7 @@ def test_bad_rows_are_reported_and_the_others_go_on(tmp_path):
         (row(13, object_mask="black.png"), "the mask is empty"),
         (row(14, settings={"start": 9}), "start is a whole number from 1 to 4"),
         (row(15, settings={"speed": 9}), "settings is an object with some of steps"),
-        (row(16, settings={"tolerance": "low"}), "tolerance is a relative error above 0, got 'low'"),
+        (row(16, settings={"tolerance": "low"}), "tolerance is a number, got 'low', a str"),
     ]
     good = [row(0), "", row(1, settings={"guidance_scale": 1.0})]
     summary = run(tmp_path, [*good, *(entry for entry, _ in cases)])

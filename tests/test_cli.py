@@ -13,12 +13,10 @@ from fake_model import FakeModel
 from PIL import Image
 
 import sd21
-from composition import cli, compose, demo
-from composition.baselines import METHODS
-from composition.files import sha256
-from composition.images import box_mask, read_mask, read_scan
+from composition import Settings, box_mask, cli, compose, read_mask, read_scan
+from composition.mini import demo
 from composition.placement import place
-from composition.settings import Settings
+from sd21.files import sha256
 
 
 @pytest.fixture
@@ -73,7 +71,7 @@ def test_run_from_files_to_files(scans, tmp_path):
     assert record["inputs"]["object"] == {"file": "s2.png", "sha256": sha256(scans / "s2.png")}
     assert (record["prompt"], record["user_box"]) == ("a tumour", [20, 12, 40, 32])
     assert (record["dtype"], record["device"]["type"]) == ("float32", "cpu")
-    assert record["nfe"] == {"inversion": 12, "composition": 4}  # up to 3 and a round trip, twice; 2 guided steps
+    assert record["rows"] == {"inversion": 12, "composition": 4}  # up to 3 and a round trip, twice; 2 guided steps
     assert set(record["seconds"]) == {"load", "encode", "inversion", "composition", "decode"}
     assert set(record["versions"]) >= {"python", "torch", "transformers"}
 
@@ -94,12 +92,12 @@ def test_run_and_batch_by_a_baseline(scans, tmp_path, monkeypatch, method):
     monkeypatch.setattr(sd21, "load", lambda *_, **__: FakeModel(64))
     assert cli.main([*command(scans, tmp_path / "one", method=method), *FAST, "-q"]) == 0
     entry = json.loads((tmp_path / "one" / "record.json").read_text())
-    assert entry["method"] == method and entry["nfe"]["inversion"] == 0 and entry["reused"] == {}
+    assert entry["method"] == method and entry["rows"]["inversion"] == 0 and entry["reused"] == {}
     background, obj, mask = read_scan(scans / "s0.png"), read_scan(scans / "s2.png"), read_mask(scans / "m.png")
     user_mask = box_mask((20, 12, 40, 32), background.size)
     settings = Settings(steps=4, start=2, preserve_until=1, inversion="naive")
     given = (FakeModel(64), background, obj, mask, user_mask, "a tumour", settings)
-    expected = compose(*given, method=METHODS[method]).image
+    expected = compose(*given, method=method).image
     assert np.array_equal(read_scan(tmp_path / "one" / "composite.png").pixels, expected)
     assert not np.array_equal(compose(*given).image, expected)
 
@@ -168,17 +166,17 @@ def test_a_manifest_that_is_not_there(tmp_path, capsys, no_model):
 
 
 def test_every_setting_has_an_option_with_its_default_and_help(capsys):
-    parser = cli.build_parser()
+    parser = cli.build_parser("run")
     required = ["--background", "b", "--object", "o", "--object-mask", "m", "--user-box", "1,2,3,4", "--prompt", "p"]
     options = parser.parse_args(["run", *required, "--out", "d"])
     assert cli._settings(options) == Settings()
     changed = ["--lower-order-final", "--exceptional-token", "7", "--guidance-scale", "5", "--max-batch", "8"]
-    options = parser.parse_args(["batch", "m.jsonl", "--out", "d", *changed])
+    options = cli.build_parser("batch").parse_args(["batch", "m.jsonl", "--out", "d", *changed])
     expected = replace(Settings(), lower_order_final=True, exceptional_token=7, guidance_scale=5.0, max_batch=8)
     assert cli._settings(options) == expected
     for name in ("run", "batch", "demo"):
         with pytest.raises(SystemExit):
-            parser.parse_args([name, "--help"])
+            cli.build_parser(name).parse_args([name, "--help"])
         text = capsys.readouterr().out
         assert all(f"--{field.replace('_', '-')}" in text for field in asdict(Settings()))
 
@@ -200,4 +198,4 @@ def test_the_demo_composes_the_first_example(scans, tmp_path, monkeypatch, capsy
     monkeypatch.setattr(sd21, "load", lambda source, **_: loaded.append(source) or FakeModel(64))
     assert cli.main(["demo", "--out", str(tmp_path / "out")]) == 0
     assert loaded == ["mini"] and (tmp_path / "out" / "figure.png").exists()
-    assert "network evaluations" in capsys.readouterr().out
+    assert "rows through the network" in capsys.readouterr().out

@@ -12,9 +12,10 @@ from fake_model import FakeModel
 from PIL import Image
 
 import sd21
-from composition import cli, mini_examples, mini_pairs
-from composition.demo import EXAMPLES
-from composition.images import read_mask, read_scan
+from composition import cli, read_mask, read_scan
+from composition.mini import draw_examples
+from composition.mini import pairs as card_pairs
+from composition.mini.demo import EXAMPLES
 from composition.placement import place
 from sd21.sources import MINI
 from sd21.training import data
@@ -41,9 +42,9 @@ def test_the_prompt_decides_what_is_drawn_and_guidance_means_something(mini):
     assert by_modality.min() > 1e-2 and distance[0, 1:].min() > 1e-3
 
 
-@pytest.mark.parametrize("example", mini_examples.EXAMPLES, ids=lambda example: example.name)
+@pytest.mark.parametrize("example", draw_examples.EXAMPLES, ids=lambda example: example.name)
 def test_the_examples_are_what_the_checkpoint_draws(mini, tmp_path, example):
-    row = mini_examples.write_example(mini, example, tmp_path)
+    row = draw_examples.write_example(mini, example, tmp_path)
     shipped = {entry["id"]: entry for entry in map(json.loads, EXAMPLES.read_text().splitlines())}
     assert shipped[example.name] == row
     for role in ("background", "object"):
@@ -73,7 +74,7 @@ def drawn(tmp_path, monkeypatch):
 
 
 def test_the_cards_pairs_are_of_held_out_scans(drawn):
-    pairs = mini_pairs.held_out_pairs(drawn, 3)
+    pairs = card_pairs.held_out_pairs(drawn, 3)
     assert list(pairs) == [f"{name}-{number:03d}" for name in ("br35h", "busi") for number in range(3)]
     names = {Path(scan.name).name for sample in pairs.values() for scan in (sample.background, sample.obj)}
     assert len(names) == 12 and not any("0" in name for name in names)
@@ -81,13 +82,13 @@ def test_the_cards_pairs_are_of_held_out_scans(drawn):
 
 def test_the_cards_picture_shows_no_scan(drawn):
     """Copy-paste went through the autoencoder, which here makes 8 x 8 blocks; the rest is the method's own."""
-    model, pairs = FakeModel(image_size=96), mini_pairs.held_out_pairs(drawn, 2)
-    medians = mini_pairs.compare_with_paste(model, pairs, drawn / "compositions.png")
+    model, pairs = FakeModel(image_size=96), card_pairs.held_out_pairs(drawn, 2)
+    medians = card_pairs.compare_with_paste(model, pairs, drawn / "compositions.png")
     assert Image.open(drawn / "compositions.png").size == (2 * 3 * 200, 2 * 220)
     assert set(medians) == {"copy-paste, reproduced", "ours"}
     assert all(np.isfinite(values["psnr_bg"]) for values in medians.values())
     sample = pairs["br35h-000"]
-    shown = mini_pairs.reproduced_paste(model, sample)
+    shown = card_pairs.reproduced_paste(model, sample)
     placed = place(sample.background, sample.obj, sample.object_mask, sample.user_mask)
     pasted = np.where(placed.object_mask, shown.placed, sample.background.pixels).astype(float)
     blocks = pasted[:96, :96].reshape(12, 8, 12, 8).mean((1, 3))

@@ -4,16 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from composition.images import Scan
-from composition.placement import (
-    PlacementError,
-    bounding_box,
-    canvas_size,
-    from_canvas,
-    place,
-    to_canvas,
-    to_latent_mask,
-)
+from composition import PlacementError, Scan
+from composition.canvas import canvas_size, from_canvas, to_canvas, to_latent_mask
+from composition.placement import bounding_box, place
 
 RNG = np.random.default_rng(0)
 

@@ -10,13 +10,10 @@ import pytest
 import torch
 from fake_model import FakeModel
 
-from composition import record
-from composition.canvas import Sample
-from composition.compose import compose_batch
+from composition import Sample, Scan, Settings, box_mask, compose
 from composition.figures import before_after
-from composition.files import TEMPORARY, atomic, remove_partial, sha256, write_json
-from composition.images import Scan, box_mask
-from composition.settings import Settings
+from composition.runs import record
+from sd21.files import TEMPORARY, atomic, remove_partial, sha256, write_json
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
@@ -48,7 +45,7 @@ def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path):
 
 def test_a_value_that_json_does_not_know_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
-        write_json(tmp_path / "record.json", {"residual": float("nan")})
+        write_json(tmp_path / "record.json", {"error": float("nan")})
     assert not list(tmp_path.iterdir())
 
 
@@ -66,16 +63,16 @@ def composed():
     user_mask = box_mask((20, 10, 40, 40), background.size)
     sample = Sample(background, obj, box_mask((10, 10, 20, 20), obj.size), user_mask, "a tumour")
     inversions = {}
-    twice = [compose_batch(FakeModel(64), [sample], Settings(), inversions=inversions)[0] for _ in range(2)]
+    twice = [compose(FakeModel(64), *sample, inversions=inversions) for _ in range(2)]
     return sample, *twice
 
 
 def test_a_record_says_what_the_sample_is_not_in_which_order_samples_were_made(composed):
     _, first, second = composed
-    assert not first.inversion["background"]["reused"] and second.inversion["background"]["reused"]
-    assert second.nfe["inversion"] < first.nfe["inversion"]
+    assert not first.reused["background"] and second.reused["background"]
+    assert second.rows["inversion"] < first.rows["inversion"]
     assert record.results(first) == record.results(second)
-    assert record.results(second)["nfe"] == first.nfe
+    assert record.results(second)["rows"] == first.rows
     assert "seconds" not in json.dumps(record.results(first))
 
 
@@ -89,7 +86,7 @@ def test_provenance_and_environment_are_plain_json():
 
 def test_the_figure_shows_the_background_and_the_result_with_their_masks(composed):
     sample, composition, _ = composed
-    figure = np.asarray(before_after(sample, composition)).astype(int)
+    figure = np.asarray(before_after(sample, composition.image, composition.mask)).astype(int)
     height, width = 384, 576  # of the background's panels, 60 x 90 pixels enlarged 6.4 times
     first, third, fourth = 8, figure.shape[1] - 2 * (width + 8), figure.shape[1] - (width + 8)
 

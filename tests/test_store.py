@@ -8,18 +8,19 @@ import pytest
 import torch
 
 from composition.inversions import Trajectory
-from composition.store import InversionStore
+from composition.runs.store import InversionStore
+from solvers import InversionReport
 
 KEY = "0" * 64
 
 
 def trajectory(seed: int = 0) -> Trajectory:
     states = torch.randn(4, 2, 3, 3, generator=torch.Generator().manual_seed(seed))
-    return Trajectory(states, method="defect", nfe=21, sweeps=2, residual=0.1 / 3, converged=True)
+    return Trajectory(states, InversionReport("defect", 0.05, 21, 2, 0.1 / 3, True, residuals=(0.5, 0.1 / 3)))
 
 
 def equal(a: Trajectory, b: Trajectory) -> bool:
-    return torch.equal(a.states, b.states) and replace(a, states=None) == replace(b, states=None)
+    return torch.equal(a.states, b.states) and a.report == b.report
 
 
 @pytest.mark.parametrize("on_disk", [False, True])

@@ -3,24 +3,24 @@
 import json
 import weakref
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from drawn_samples import box, data, inverted, latents, rendered, run, run_of, sample, scan, stepped
 from fake_model import FakeModel
 from small_models import small_unet
-from test_baselines import latents, rendered
-from test_compose import box, sample, scan
 
-from composition.baselines import tf_icon, tficon, tficon_attention
-from composition.baselines.published import denoise_again
-from composition.baselines.tficon import compose_noise, window
-from composition.baselines.tficon_attention import BACKGROUND, CROSS, OBJECT, TEXT, Injection, composite_logits, tokens
-from composition.inversions import Trajectory, invert_latents, sampler
-from composition.settings import Settings
+from composition import Settings
+from composition.methods import tficon, tficon_attention
+from composition.methods.tficon import compose_noise, tf_icon, window
+from composition.methods.tficon_attention import BACKGROUND, CROSS, OBJECT, TEXT, Injection, composite_logits, tokens
+from composition.prompts import exceptional_context
 from sd21 import Site, default_kernel
+from solvers import sample as solver_run
 
 REFERENCE = json.loads((Path(__file__).parent / "reference" / "tficon.json").read_text())
 SETTINGS = Settings(steps=5, start=1)
@@ -29,13 +29,16 @@ SELF = Site("attn1", "self", "down", 0, 6, 6)
 
 class SmallNetwork(FakeModel):
     """The double with a real, random UNet, whose attention can be hooked. calls: the rows of every call; seen: x, t,
-    context, output and attention hook of every call."""
+    context, output, attention hook and description of every call."""
 
     def __init__(self):
         super().__init__()
         self.unet, self.calls, self.seen, self.text_encoder = small_unet(), [], [], Words()
         self.unet.register_forward_pre_hook(lambda module, inputs: self.calls.append(len(inputs[0])))
-        self.unet.register_forward_hook(lambda unet, seen, out: self.seen.append((*seen, out, unet.hook_slot.fn)))
+        self.unet.register_forward_hook(self._watch)
+
+    def _watch(self, unet, inputs, out):
+        self.seen.append((*inputs, out, unet.hook_slot.fn, unet.hook_slot.call))
 
     def decode(self, latent):
         return super().decode(latent / 40)  # five steps of a random network lead that far
@@ -53,8 +56,16 @@ class Words:
         return self.embed(int(ids[0, 0]))[None, :1].expand(-1, 77, -1)
 
 
-def run_one(model, one, settings=SETTINGS, **keywords):
-    return tf_icon(model, [one], settings, **keywords)[0]
+def run_one(model, one, settings=SETTINGS, *, inversions=None, **keywords):
+    """keywords: the method's own."""
+    return run(model, one, settings, method=partial(tf_icon, **keywords), inversions=inversions)
+
+
+def states_again(model, x, grid, table):
+    """x[0..T] (C, h, w) of the run from x[T] = x under the exceptional prompt."""
+    context = exceptional_context(model)
+    run = solver_run(x[None], grid, table, lambda x, i: data(model, grid, x[0], i, context)[None])
+    return [x[0] for _, x, _ in run][::-1]
 
 
 def box_mask(side, top, bottom, left, right):
@@ -76,7 +87,7 @@ def test_the_injected_attention_against_the_public_codes_numbers(with_object):
     attention = REFERENCE["attention"]
     m_obj, m_user = torch.tensor(attention["m_obj"]).double()[None], box_mask(6, *attention["box"])
     q, k, v = reference_rows(["background", "object", "object", "composite", "composite"])
-    out = Injection((m_obj * with_object)[None], m_user[None])(SELF, q, k, v).transpose(1, 2).flatten(2)
+    out = Injection(m_obj * with_object, m_user)(SELF, q, k, v).transpose(1, 2).flatten(2)
     names = ["background", "object", "cross", "text", "null"] if with_object else ["background", "object"]
     expected = {name: attention["out"][name] for name in names}
     if not with_object:
@@ -130,7 +141,7 @@ def random_rows(streams=5, heads=2, n=36, d=4):
 def test_a_stream_injected_into_itself_changes_nothing():
     """Any q and k for the background's part. The object's rows take the pseudo cross-attention's transpose, so there
     the same holds for symmetric logits, q = k."""
-    nothing, m_obj, m_user = torch.zeros(1, 1, 6, 6), box_mask(6, 2, 4, 2, 5)[None], box_mask(6, 1, 5, 1, 5)[None]
+    nothing, m_obj, m_user = torch.zeros(1, 6, 6), box_mask(6, 2, 4, 2, 5), box_mask(6, 1, 5, 1, 5)
     q, k, v = (x[:1].expand(5, -1, -1, -1) for x in random_rows())
     for where, keys in [(nothing, k), (m_obj, q)]:
         out = Injection(where, m_user)(SELF, q, keys, v)
@@ -160,7 +171,7 @@ def test_every_entry_of_the_composite_comes_from_its_stream():
 
 def test_other_rows_and_other_layers_are_left_alone():
     q, k, v = random_rows()
-    injection = Injection(box_mask(6, 2, 4, 2, 5)[None], box_mask(6, 1, 5, 1, 5)[None])
+    injection = Injection(box_mask(6, 2, 4, 2, 5), box_mask(6, 1, 5, 1, 5))
     plain = default_kernel(q, k, v)
     assert torch.equal(injection(replace(SELF, kind="cross"), q, k, v), plain)
     out = injection(SELF, q, k, v)
@@ -171,20 +182,10 @@ def test_other_rows_and_other_layers_are_left_alone():
     torch.testing.assert_close(out[CROSS], pseudo_cross, rtol=0, atol=1e-12)
 
 
-def test_a_samples_injection_does_not_depend_on_the_others():
-    q, k, v = random_rows(streams=10)  # five streams of two samples
-    m_obj = torch.stack([box_mask(6, 2, 4, 2, 5), box_mask(6, 3, 5, 1, 2)])
-    m_user = torch.stack([box_mask(6, 1, 5, 1, 5), box_mask(6, 2, 6, 0, 4)])
-    together = Injection(m_obj, m_user)(SELF, q, k, v)
-    for n in (0, 1):
-        alone = Injection(m_obj[n : n + 1], m_user[n : n + 1])(SELF, q[n::2], k[n::2], v[n::2])
-        torch.testing.assert_close(together[n::2], alone, rtol=0, atol=1e-12)
-
-
 def test_half_precision_logits_are_formed_in_float32():
     """Logits of SD 2.1 exceed float16's 65504, and infinite ones make a row of the map nan."""
     q, k, v = (400 * x.half() for x in random_rows(d=64))
-    out = Injection(box_mask(6, 2, 4, 2, 5)[None], box_mask(6, 1, 5, 1, 5)[None])(SELF, q, k, v / 400)
+    out = Injection(box_mask(6, 2, 4, 2, 5), box_mask(6, 1, 5, 1, 5))(SELF, q, k, v / 400)
     assert out.dtype == torch.float16 and torch.isfinite(out).all()
 
 
@@ -209,24 +210,22 @@ def test_nothing_is_kept_from_one_layer_to_the_next(monkeypatch):
 def test_without_injection_it_is_the_plain_composition_of_eq_7_with_eq_9(tau_b, last, rows):
     """last: the last state that is rectified. rows: of text, null and, for the steps 20 to 13, the background."""
     model, one, settings = FakeModel(pull=0.2), sample(128, 128), Settings()
-    grid, table = sampler(model, settings)
+    grid, table = run_of(model, settings)
     encoded, m_obj, m_user = latents(model, one)
-    naive = Settings(inversion="naive", start=20, history="restart")
-    x_bg, x_obj = (trajectory.states[20] for trajectory in invert_latents(model, encoded[:2], 7788, naive))
+    x_bg, x_obj = (states[20] for states in inverted(model, encoded[:2], Settings(inversion="naive"), 20))
     z = torch.randn(4, 16, 16, generator=torch.Generator().manual_seed(5))
-    x, older = compose_noise(x_obj, x_bg, z, m_obj, m_user), None
-    background, _ = denoise_again(model, x_bg[None], 7788, settings, None)
+    x, older = compose_noise(x_obj, x_bg, z, m_obj, m_user), []
+    background = states_again(model, x_bg, grid, table)
     for i in range(20, 0, -1):
         if i >= last:
-            x = x * m_user + background[i][0] * (1 - m_user)
+            x = x * m_user + background[i] * (1 - m_user)
         text, null = (model.unet(x[None], grid.t[i : i + 1], model.embed([words]))[0] for words in (one.prompt, ""))
-        x0 = (x - grid.sigma[i].float() * (null + 2.5 * (text - null))) / grid.alpha[i].float()
-        a, b, c = table.row(i, first=older is None)
-        x, older = a * x + b * x0 + (0 if older is None else c * older), x0
+        older.insert(0, (x - grid.sigma[i].float() * (null + 2.5 * (text - null))) / grid.alpha[i].float())
+        x = stepped(table, i, x, older)
     result = run_one(model, one, settings, tau_a=0, tau_b=tau_b, seed=5)
     # Rounding to 8 bits may fall either way.
     assert np.abs(result.image.astype(int) - rendered(model, one, x)).max() <= 1
-    assert result.nfe["composition"] == rows
+    assert result.rows["composition"] == rows
 
 
 def test_in_the_window_of_tau_b_the_network_sees_the_backgrounds_state_outside_the_user_mask():
@@ -240,10 +239,10 @@ def test_in_the_window_of_tau_b_the_network_sees_the_backgrounds_state_outside_t
     outside = (m_user == 0).expand(4, -1, -1)
     run_one(model, one, Settings(), tau_a=0, tau_b=0.5)
     calls = dict(zip(range(20, 0, -1), seen[-20:], strict=True))
-    states, _ = denoise_again(model, calls[20][:1], 7788, Settings(), None)
+    states = states_again(model, calls[20][0], *run_of(model, Settings()))
     for i, x in calls.items():
         assert len(x) == (3 if i > 12 else 2)  # states 20 to 12 are rectified: the background's prediction ends at 13
-        error = (x[-1] - states[i][0])[outside].abs().max()
+        error = (x[-1] - states[i])[outside].abs().max()
         assert (error < 1e-5) == (i >= 12)  # roundings of steps taken in batches of other sizes
         if i > 12:
             background, text, null = x
@@ -252,60 +251,59 @@ def test_in_the_window_of_tau_b_the_network_sees_the_backgrounds_state_outside_t
 
 
 def test_every_row_of_every_step_by_default(monkeypatch):
-    """The wiring, on two samples: each row's state, as the network's own outputs lead to it, contexts and masks."""
-    model, words = SmallNetwork(), ["a lesion", "another"]
-    samples = [sample(128, 128, seed=seed, prompt=prompt) for seed, prompt in zip((0, 4), words, strict=True)]
-    samples[1] = replace(samples[1], user_mask=box((128, 128), 8, 16, 70, 70))
-    m_obj, m_user = (torch.stack(masks) for masks in zip(*(latents(model, one)[1:] for one in samples), strict=True))
+    """The wiring: each row's state, as the network's own outputs lead to it, contexts and masks."""
+    model, one = SmallNetwork(), sample(128, 128)
+    _, m_obj, m_user = latents(model, one)
     # x[T] as inversions might give it: they have tests of their own.
-    background, obj = torch.randn(2, 2, 4, 16, 16, generator=torch.Generator().manual_seed(1))
-    ends = [[Trajectory(x[None], "naive", 0, 0, 0.0, True) for x in stream] for stream in (background, obj)]
-    monkeypatch.setattr(tficon, "trajectories", lambda *_: (*ends, [{}, {}]))
-    tf_icon(model, samples)
+    background, obj = torch.randn(2, 1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
+    monkeypatch.setattr(tficon, "invert_to_the_end", lambda frame: ([background], [obj]))
+    run_one(model, one, Settings())
 
-    grid, table = sampler(model, Settings())
-    z = torch.randn(4, 16, 16, generator=torch.Generator().manual_seed(0))
-    composite, older = compose_noise(obj, background, z, m_obj, m_user), [None] * 3
+    grid, table = run_of(model, Settings())
+    z = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    composite, older = compose_noise(obj, background, z, m_obj, m_user), [[], [], []]
     exceptional, null = model.text_encoder.embed(7788)[:1].expand(77, -1), model.embed([""])[0]
-    for i, (x, t, context, out, hook) in zip(range(20, 0, -1), model.seen, strict=True):
+    text = model.embed([one.prompt])[0]
+    for i, (x, t, context, out, hook, call) in zip(range(20, 0, -1), model.seen, strict=True):
         if i >= 6:  # tau_b = 0.8: the states 20 to 6 are rectified
             composite = composite * m_user + background * (1 - m_user)
         if i >= 14:  # tau_a = 0.4: at the states 20 to 14 attention is injected
-            streams = [background, obj, background]
+            streams, images = [background, obj, background], ("background", "object", "background")
             assert isinstance(hook, Injection)
             assert torch.equal(hook.m_obj, m_obj) and torch.equal(hook.m_user, m_user)
         else:
-            streams = [background] if i > 6 else []  # it is needed while the next state is rectified
+            # The background is needed while the next state is rectified.
+            streams, images = ([background], ("background",)) if i > 6 else ([], ())
             assert hook is None
         # The same float32 sums, of numbers below 70: even in another order, 20 steps would round by 4e-6 each.
         torch.testing.assert_close(x, torch.cat([*streams, composite, composite]), rtol=0, atol=1e-4)
-        assert torch.equal(context, torch.stack([exceptional] * 2 * len(streams) + [*model.embed(words), null, null]))
+        assert torch.equal(context, torch.stack([exceptional] * len(streams) + [text, null]))
         assert (t == grid.t[i]).all()
-        rows = ((x - grid.sigma[i].float() * out) / grid.alpha[i].float()).split(2)
+        assert (call.stage, call.i) == ("composition", (i,) * len(x))
+        assert call.images == (*images, "composite", "composite")
+        assert call.contexts == ("exceptional",) * len(images) + ("text", "null")
+        rows = ((x - grid.sigma[i].float() * out) / grid.alpha[i].float()).split(1)
         # A stream that has ended takes any row: nothing reads it again.
         x0 = [rows[0], rows[1], rows[-1] + 2.5 * (rows[-2] - rows[-1])]
-        a, b, c = table.row(i, first=i == 20)
-        background, obj, composite = (
-            a * state + b * new + (0 if old is None else c * old)
-            for state, new, old in zip((background, obj, composite), x0, older, strict=True)
-        )
-        older = x0
+        for predictions, new in zip(older, x0, strict=True):
+            predictions.insert(0, new)
+        streams = zip((background, obj, composite), older, strict=True)
+        background, obj, composite = (stepped(table, i, state, predictions) for state, predictions in streams)
 
 
 def test_evaluations_by_stage_and_the_hook_taken_off():
-    model, samples = SmallNetwork(), [sample(128, 128), sample(128, 128, seed=4)]
+    model, one = SmallNetwork(), sample(128, 128)
     x, t, context = torch.randn(1, 4, 16, 16), torch.tensor([500.0]), torch.randn(1, 77, 48)
     before = model.unet(x, t, context)
     model.calls.clear()
-    results = tf_icon(model, samples, SETTINGS, tau_a=0.6, tau_b=1)
+    result = run_one(model, one, tau_a=0.6, tau_b=1)
     # Injected at 5 and 4, five rows; states 5 to 2 rectified, so the background still runs at 3; then text and null.
-    assert [result.nfe for result in results] == [{"inversion": 4 * 5, "composition": 2 * 5 + 3 + 2 * 2}] * 2
-    assert sum(model.calls) == sum(sum(result.nfe.values()) for result in results)
-    assert model.calls[-5:] == [10, 10, 6, 4, 4]
+    assert result.rows == {"inversion": 4 * 5, "composition": 2 * 5 + 3 + 2 * 2}
+    assert sum(model.calls) == sum(result.rows.values()) and model.calls[-5:] == [5, 5, 3, 2, 2]
     assert model.unet.hook_slot.fn is None and torch.equal(model.unet(x, t, context), before)
     model.calls.clear()
-    unguided = run_one(model, samples[0], replace(SETTINGS, guidance_scale=1.0), tau_a=0.6, tau_b=1)
-    assert model.calls[-5:] == [4, 4, 2, 1, 1] and unguided.nfe["composition"] == 12
+    unguided = run_one(model, one, replace(SETTINGS, guidance_scale=1.0), tau_a=0.6, tau_b=1)
+    assert model.calls[-5:] == [4, 4, 2, 1, 1] and unguided.rows["composition"] == 12
 
 
 def test_the_hook_is_taken_off_after_an_error(monkeypatch):
@@ -319,21 +317,16 @@ def test_the_hook_is_taken_off_after_an_error(monkeypatch):
     assert model.unet.hook_slot.fn is None
 
 
-def test_seeds_company_and_max_batch():
+def test_seeds_and_max_batch():
     model, one = SmallNetwork(), sample(128, 128)
-    other = sample(128, 128, seed=4)
-    first = run_one(model, one, seed=7).image
-    assert np.array_equal(run_one(model, one, seed=7).image, first)
-    assert not np.array_equal(run_one(model, one, seed=8).image, first)
-    free = tf_icon(model, [other, one], SETTINGS, seed=7)
+    first = run_one(model, one, seed=7)
+    assert np.array_equal(run_one(model, one, seed=7).image, first.image)
+    assert not np.array_equal(run_one(model, one, seed=8).image, first.image)
     model.calls.clear()
-    bounded = tf_icon(model, [other, one], replace(SETTINGS, max_batch=6), seed=7)
-    assert max(model.calls) <= 6
-    for alone, result in zip(free, bounded, strict=True):
-        assert alone.nfe == result.nfe
-        # A batch of another size rounds otherwise.
-        assert np.abs(alone.image.astype(int) - result.image).max() <= 1
-    assert np.abs(free[1].image.astype(int) - first).max() <= 1
+    bounded = run_one(model, one, replace(SETTINGS, max_batch=1), seed=7)
+    assert model.calls[:10] == [1] * 10 and model.calls[-5:] == [5, 3, 2, 2, 2]  # the five rows of a step stay together
+    # A batch of another size rounds otherwise.
+    assert np.abs(bounded.image.astype(int) - first.image).max() <= 1 and bounded.rows == first.rows
 
 
 def test_the_object_reaches_the_composite_through_the_injection(monkeypatch):

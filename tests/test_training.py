@@ -14,7 +14,7 @@ from drawn_scans import draw_scans
 from PIL import Image
 
 import sd21
-from composition import mini_card
+from composition.mini import card
 from sd21.training import __main__ as command_line
 from sd21.training import data, loop, recipe
 from sd21.training.loop import Plan, learning_rate
@@ -202,11 +202,11 @@ def test_psnr_of_a_known_error():
 
 
 def test_the_card_measures_the_exported_checkpoint(run, scans, monkeypatch):
-    monkeypatch.setattr(mini_card, "CLASSIFIER_STEPS", 2)
-    monkeypatch.setattr(mini_card, "SWEEPS", 200)  # random weights take more than trained ones
+    monkeypatch.setattr(card, "CLASSIFIER_STEPS", 2)
+    monkeypatch.setattr(card, "SWEEPS", 200)  # random weights take more than trained ones
     options = ["--data", str(scans), "--out", str(run / "card"), "--model", str(run / "checkpoint")]
-    monkeypatch.setattr(sys, "argv", ["mini_card", *options, "--samples", "16", "--inversions", "1", "--pairs", "0"])
-    mini_card.main()
+    monkeypatch.setattr(sys, "argv", ["card", *options, "--samples", "16", "--inversions", "1", "--pairs", "0"])
+    card.main()
     figures = json.loads((run / "card" / "figures.json").read_text())
     # The stage measures the same scans under bfloat16 autocast, 2^-8 of rounding against errors above 0.1.
     assert figures["reconstruction"]["mri"]["mean"] == pytest.approx(log_of(run / "vae.csv")[-1]["psnr_mri"], abs=0.2)
@@ -214,7 +214,7 @@ def test_the_card_measures_the_exported_checkpoint(run, scans, monkeypatch):
     inversion = figures["inversion"]
     for prompt in ("exceptional", "null", "text"):
         # The exact inverse stops at the card's tolerance; the reversed solver is no inverse.
-        assert inversion[f"{prompt}, joint"]["worst"] <= mini_card.TOLERANCE
+        assert inversion[f"{prompt}, joint"]["worst"] <= card.TOLERANCE
         assert inversion[f"{prompt}, joint"]["worst"] < inversion[f"{prompt}, naive"]["median"]
     with Image.open(run / "card" / "samples_malignant.png") as sheet:
         assert sheet.size == (256, 256)  # 4 x 4 pictures of 64 pixels
@@ -224,11 +224,11 @@ def test_the_card_measures_the_exported_checkpoint(run, scans, monkeypatch):
     (run / "card" / "figures.json").write_text(json.dumps(figures))
     again = []
     for part in ("reconstruction", "train_classifier", "inversion_errors"):
-        monkeypatch.setattr(mini_card, part, lambda *_, part=part: again.append(part) or inversion)
-    mini_card.main()
+        monkeypatch.setattr(card, part, lambda *_, part=part: again.append(part) or inversion)
+    card.main()
     assert again == ["inversion_errors"]
     assert json.loads((run / "card" / "figures.json").read_text()) == figures | {"inversion": inversion}
-    assert mini_card.kept_figures(run / "card" / "figures.json", {"seed": "1"}) == {"asked": {"seed": "1"}}
+    assert card.kept_figures(run / "card" / "figures.json", {"seed": "1"}) == {"asked": {"seed": "1"}}
 
 
 def test_the_card_counts_what_the_classifier_tells_apart():
@@ -240,7 +240,7 @@ def test_the_card_counts_what_the_classifier_tells_apart():
     classifier.parameters = lambda: iter([torch.zeros(1)])
     images = torch.tensor([0.0, -1, 0, -1]).view(4, 1, 1, 1).expand(-1, 3, 64, 64)
     kinds = torch.tensor([data.KINDS.index(kind) for kind in ("no", "no", "yes", "malignant")])
-    figures = mini_card.recognised(classifier, images, kinds)
+    figures = card.recognised(classifier, images, kinds)
     assert figures["modality"] == 0.75  # the second is black, so taken for an ultrasound
     assert figures["no"] == {"tumour_or_none": 0.5, "kind": 0.5, "images": 2}
     assert figures["yes"]["tumour_or_none"] == 0
@@ -256,10 +256,10 @@ def test_a_linear_code_keeps_what_varies_and_as_many_numbers_as_the_latents_have
     seen, unseen = known[:1].clone(), known[:1].clone()
     seen[:, varying] = 255 - seen[:, varying]
     unseen[:, 1, 1] += 51  # a fifth of the range, in one of 256 pixels
-    found = mini_card.psnr_of_linear_code(known, torch.cat([seen, unseen]), channels=1, factor=2)
+    found = card.psnr_of_linear_code(known, torch.cat([seen, unseen]), channels=1, factor=2)
     assert found[0] > 100  # float32
     # 1e-2: what is left of float32 and of the components' angle.
     assert found[1].item() == pytest.approx(10 * math.log10(256 * 5**2), abs=1e-2)
     known[:, 3::8] = known[:, ::8].flip(2)  # three rows vary: 24 directions
-    more = mini_card.psnr_of_linear_code(known, known, channels=1, factor=2)
+    more = card.psnr_of_linear_code(known, known, channels=1, factor=2)
     assert more.max() < 40

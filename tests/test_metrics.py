@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from drawn_images import drawn_image
 from PIL import Image
 
-from composition.metrics import COLUMNS, measure, psnr, seam, ssim
+from composition.metrics import METRICS, Comparison, Metric, Networks, Reference, measure, psnr, seam, ssim
 from composition.metrics.resize import square
 
 # Wang et al. 2004, section III.C: C = (K L)^2, and L, the images' range, is 2.
@@ -105,16 +105,23 @@ def test_distortions_are_ordered():
 class Distance:
     """In place of LPIPS: the mean absolute difference, and the sizes of what it was shown."""
 
+    name = "distance"
+
     def __init__(self):
         self.sizes = []
 
-    def __call__(self, a, b):
-        self.sizes.append((tuple(a.shape[2:]), tuple(b.shape[2:])))
+    def features(self, image):
+        self.sizes.append(tuple(image.shape[2:]))
+        return image
+
+    def distance(self, a, b):
         return (a - b).abs().mean(dim=(1, 2, 3))
 
 
 class Brightness:
     """In place of CLIP: the mean of the first image and the length of the prompt, and the sizes of the crops."""
+
+    name = "brightness"
 
     def image_similarity(self, a, b):
         self.sizes = (tuple(a.shape[2:]), tuple(b.shape[2:]))
@@ -124,18 +131,19 @@ class Brightness:
         return images.mean(dim=(1, 2, 3)) + torch.tensor([float(len(prompt)) for prompt in prompts])
 
 
+def doubles():
+    return Networks(Distance(), Brightness())
+
+
 def test_columns_look_where_their_definitions_say():
     background, placed = drawn_image(40), drawn_image(40, 2)
     object_mask, user_mask = box(40, (14, 24), (14, 26)), box(40, (12, 26), (12, 28))
     user_mask[..., 12, 12] = False  # a mask need not be a box; its corner is background, and in the edited region
     composite = torch.where(object_mask, placed, background)
+    reference = Reference(background, placed, object_mask, user_mask, "four", doubles())
 
-    def columns(image):
-        given = (image, background, placed, object_mask, user_mask, "four")
-        return measure(*given, lpips=Distance(), clip=Brightness())[0]
-
-    before = columns(composite)
-    assert list(before) == list(COLUMNS)
+    before = measure(Comparison(composite, reference))
+    assert list(before) == list(METRICS)
     assert before["lpips_bg"] == 0 and before["psnr_bg"] == math.inf and before["ssim_bg"] == pytest.approx(1, abs=1e-9)
     for pixel, moved in {
         (20, 20): {"lpips_fg", "clip_text", "clip_image", "psnr_fg", "ssim_fg"},  # inside the object
@@ -145,15 +153,15 @@ def test_columns_look_where_their_definitions_say():
     }.items():
         changed = composite.clone()
         changed[(..., *pixel)] -= 0.5
-        after = columns(changed)
-        assert {name for name in COLUMNS if after[name] != before[name]} - {"seam_user"} == moved
+        after = measure(Comparison(changed, reference))
+        assert {name for name in METRICS if after[name] != before[name]} - {"seam_user"} == moved
 
 
 def test_images_are_brought_to_512_pixels_and_crops_to_224():
-    image, mask, lpips, clip = drawn_image(40), box(40, (12, 26), (12, 28)), Distance(), Brightness()
-    measure(image, image, image, mask, mask, "prompt", lpips=lpips, clip=clip)
-    assert lpips.sizes == [((512, 512), (512, 512)), ((224, 224), (224, 224))]  # the paper's canvas; AlexNet's input
-    assert clip.sizes == ((224, 224), (224, 224))  # CLIP's input
+    image, mask, networks = drawn_image(40), box(40, (12, 26), (12, 28)), doubles()
+    measure(Comparison(image, Reference(image, image, mask, mask, "prompt", networks)))
+    whole, crop = (512, 512), (224, 224)  # the paper's canvas; AlexNet's and CLIP's input
+    assert networks.lpips.sizes == [whole, whole, crop, crop] and networks.clip.sizes == (crop, crop)
 
 
 @pytest.mark.parametrize(("height", "width", "side"), [(90, 61, 20), (14, 17, 50)])
@@ -167,31 +175,58 @@ def test_resizing_is_bicubic_with_antialiasing(height, width, side):
     torch.testing.assert_close(square(image, side), expected, rtol=0, atol=1e-5)
 
 
-def test_composites_of_one_sample_are_measured_each_by_itself():
+def test_composites_of_one_sample_share_its_reference_and_are_measured_each_by_itself():
     background, placed, mask = drawn_image(40), drawn_image(40, 2), box(40, (12, 26), (12, 28))
-    composites = torch.cat([background, torch.where(mask, placed, background), placed])
+    composites = [background, torch.where(mask, placed, background), placed]
+    shared = Reference(background, placed, mask, mask, "four", doubles())
+    found = [measure(Comparison(composite, shared)) for composite in composites]
+    assert len(shared.networks.lpips.sizes) == 2 * len(composites) + 2  # of the reference once
+    for composite, values in zip(composites, found, strict=True):
+        assert values == measure(Comparison(composite, Reference(background, placed, mask, mask, "four", doubles())))
 
-    def figures(images):
-        return measure(images, background, placed, mask, mask, "four", lpips=Distance(), clip=Brightness())
 
-    assert figures(composites) == [figures(composite)[0] for composite in composites.split(1)]
+def test_any_subset_is_measured_by_name_and_nothing_else_is_computed():
+    image, mask, networks = drawn_image(40), box(40, (12, 26), (12, 28)), doubles()
+    comparison = Comparison(image, Reference(image, drawn_image(40, 2), mask, mask, "prompt", networks))
+    everything = measure(comparison)
+    networks.lpips.sizes.clear()
+    assert measure(comparison, ["seam_user", "psnr_fg"]) == {
+        name: everything[name] for name in ("seam_user", "psnr_fg")
+    }
+    assert networks.lpips.sizes == []
+    with pytest.raises(ValueError, match="psnr: not among the metrics lpips_bg, "):
+        measure(comparison, ["psnr"])
 
 
-def test_columns_of_networks_that_are_not_given_are_absent():
+def test_metrics_of_networks_that_are_not_given_are_absent():
     image, mask = drawn_image(40), box(40, (12, 26), (12, 28))
-    (values,) = measure(image, image, image, mask, mask, "prompt")
-    assert set(values) == {name for name in COLUMNS if not name.startswith(("lpips", "clip"))}
+    comparison = Comparison(image, Reference(image, image, mask, mask, "prompt"))
+    values = measure(comparison)
+    assert set(values) == {name for name in METRICS if not name.startswith(("lpips", "clip"))}
     assert values["psnr_bg"] == values["psnr_fg"] == math.inf
     assert values["ssim_bg"] == pytest.approx(1, abs=1e-9) and values["ssim_fg"] == pytest.approx(1, abs=1e-9)
     assert values["seam_object"] == values["seam_user"] == 0
+    with pytest.raises(ValueError, match="lpips_bg: the network that measures it is not given"):
+        measure(comparison, ["psnr_bg", "lpips_bg"])
+
+
+def test_a_heading_names_the_network_where_its_figures_must_not_be_read_without():
+    assert METRICS["lpips_bg"].title({}) == "LPIPS bg"
+    assert METRICS["lpips_bg"].title({"lpips": "ST-LPIPS (alex)"}) == "ST-LPIPS (alex) bg"
+    assert METRICS["clip_text"].title({"clip": "CLIP (somewhere)"}) == "CLIP text"
+    assert Metric("loudness", True, float).title({"lpips": "x"}) == "loudness"
 
 
 def test_shapes_that_do_not_fit():
     image, mask = drawn_image(40), box(40, (10, 30), (10, 30))
     with pytest.raises(ValueError, match="of one size"):
-        measure(image, image[..., :30], image, mask, mask, "prompt")
+        Reference(image, image[..., :30], mask, mask, "prompt")
+    with pytest.raises(ValueError, match="of one size"):
+        Reference(image, image, mask[..., :30], mask, "prompt")
+    with pytest.raises(ValueError, match=r"of its background's size, \(1, 3, 40, 40\), got \(1, 3, 40, 30\)"):
+        Comparison(image[..., :30], Reference(image, image, mask, mask, "prompt"))
     with pytest.raises(ValueError, match="user mask is empty"):
-        measure(image, image, image, mask, mask & False, "prompt")
+        Reference(image, image, mask, mask & False, "prompt")
     with pytest.raises(ValueError, match="bool region"):
         psnr(image, image, mask.float())
     with pytest.raises(ValueError, match="of one shape"):

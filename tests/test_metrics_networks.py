@@ -15,14 +15,14 @@ from safetensors.torch import load_file, save_file
 from small_models import write_small_tokenizer
 
 from composition import cli
-from composition.benchmark import find_networks, networks
-from composition.images import read_scan
-from composition.metrics import CLIP, WeightsError, lpips, published_lpips, shift_tolerant_lpips
+from composition.metrics import CLIP, find_networks, lpips, networks, published_lpips, shift_tolerant_lpips
 from composition.metrics.lpips import CHANNELS, ST_FILE, ST_PACKAGE, TORCHVISION_CONVS, blur_pool
 from composition.metrics.resize import square
+from composition.scans.errors import WeightsError
+from composition.scans.images import read_scan
 
 REFERENCE = json.loads((Path(__file__).parent / "reference" / "lpips.json").read_text())
-EXAMPLES = Path(__file__).parent.parent / "composition" / "examples"
+EXAMPLES = Path(__file__).parent.parent / "composition" / "mini" / "examples"
 PACKAGE = importlib.util.find_spec(ST_PACKAGE)
 needs_weights = pytest.mark.skipif(PACKAGE is None, reason="the extra `metrics` (stlpips-pytorch) is not installed")
 
@@ -54,6 +54,7 @@ def test_st_lpips_is_the_published_code_s(shift_tolerant):
     assert shift_tolerant.name == "ST-LPIPS (alex)"
 
 
+@pytest.mark.slow
 @needs_weights
 def test_st_lpips_of_the_shipped_images_is_the_published_code_s(shift_tolerant):
     for key, expected in REFERENCE["shipped"].items():
@@ -286,7 +287,7 @@ def test_no_figures_come_from_half_a_clip(clip_folder, tmp_path, monkeypatch, ca
     assert cli.main([*asked, "--local-files-only"]) == 2
     assert f"error: no CLIP model from {folder}" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-    monkeypatch.setattr(networks, "SOURCE", str(folder))
+    monkeypatch.setattr(networks, "CLIP_SOURCE", str(folder))
     found = find_networks(None, None, device="cpu", local_files_only=True)
     assert found.clip is None and "clip" not in found.names
     assert re.match(message, found.missing["clip"])
@@ -307,7 +308,7 @@ def test_clip_of_older_files_and_of_half_precision(clip_folder, tmp_path):
 
 def test_networks_that_are_absent_say_why(clip_folder, monkeypatch):
     monkeypatch.setattr(lpips, "ST_PACKAGE", "no_such_package")
-    monkeypatch.setattr(networks, "SOURCE", str(clip_folder))
+    monkeypatch.setattr(networks, "CLIP_SOURCE", str(clip_folder))
     found = find_networks(None, None, device="cpu", local_files_only=True)
     assert found.lpips is None and found.names == {"clip": found.clip.name} and str(clip_folder) in found.clip.name
     assert list(found.missing) == ["lpips"] and 'pip install "tumour-composition[metrics]"' in found.missing["lpips"]
@@ -315,7 +316,7 @@ def test_networks_that_are_absent_say_why(clip_folder, monkeypatch):
     def two_lines():
         raise WeightsError("two\n  lines")
 
-    monkeypatch.setattr(networks, "shift_tolerant_lpips", two_lines)
+    monkeypatch.setattr(lpips, "shift_tolerant_lpips", two_lines)
     found = find_networks(None, None, device="cpu", local_files_only=True)
     assert found.missing == {"lpips": "two lines"}  # it becomes one line of a list in the tables
     with pytest.raises(WeightsError, match=r"nowhere\.pth: there is no such file"):

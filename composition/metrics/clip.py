@@ -7,11 +7,11 @@ import hashlib
 import torch
 import torch.nn.functional as F
 
-from .lpips import DIGITS, WeightsError
+from ..scans.errors import WeightsError
+from .lpips import DIGITS
+from .networks import CLIP_SOURCE
 from .resize import square
 
-# The paper does not say which CLIP it used. This is the one that most publications' "CLIP score" means.
-SOURCE = "openai/clip-vit-base-patch32"
 # CLIP's own preprocessing: mean and deviation per channel of images in [0, 1].
 MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 BYTES = 256  # each of which CLIP's vocabulary spells, alone and at a word's end
@@ -25,7 +25,9 @@ class CLIP:
     them are passed over, as older files carry buffers. Raises WeightsError where it is absent or anything else.
     """
 
-    def __init__(self, source: str = SOURCE, *, device: torch.device | str = "cpu", local_files_only: bool = False):
+    def __init__(
+        self, source: str = CLIP_SOURCE, *, device: torch.device | str = "cpu", local_files_only: bool = False
+    ):
         model, self.tokenizer = _load(source, local_files_only)
         model = model.float().eval()  # transformers 5 keeps half precision, 4 does not
         self.name, self.device = f"CLIP ({source}; weights {_digest(model)})", torch.device(device)
@@ -73,7 +75,7 @@ def _load(source: str, local_files_only: bool):
     from transformers import CLIPModel, CLIPTokenizer
 
     def unusable(reason: str) -> WeightsError:
-        advice = f"download it anew, or name a whole CLIP in the transformers layout, as {SOURCE}"
+        advice = f"download it anew, or name a whole CLIP in the transformers layout, as {CLIP_SOURCE}"
         return WeightsError(f"no CLIP model from {source}: {reason.strip()}; {advice}")
 
     try:

@@ -15,7 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..files import sha256
+from sd21.files import sha256
+
+from ..scans.errors import WeightsError
 
 CHANNELS = (64, 192, 384, 256, 256)
 # ImageNet's mean and deviation per channel, for images in [-1, 1] (LPIPS, v0.1).
@@ -29,10 +31,6 @@ ST_CONVS = ("net.slice1.0", "net.slice2.5", "net.slice3.9", "net.slice4.11", "ne
 ST_BLURS = {"net.slice1.1": 64, "net.slice2.4": 64, "net.slice3.8": 192}  # and the channels each repeats its filter for
 DIGITS = 8  # of a SHA-256; as many as torch's hub puts into its files' names
 TORCHVISION_CONVS = ("features.0", "features.3", "features.6", "features.8", "features.10")
-
-
-class WeightsError(ValueError):
-    """Weights that are absent, or are not those of the network they were given for."""
 
 
 class LPIPS(nn.Module):
@@ -55,6 +53,7 @@ class LPIPS(nn.Module):
         self.linear = nn.ParameterList(torch.empty(1, channels, 1, 1) for channels in CHANNELS)
         self.requires_grad_(False)
 
+    @torch.no_grad()
     def features(self, image: torch.Tensor) -> list[torch.Tensor]:
         """The five maps (B, C, h, w), of unit length at every position."""
         image = image.to(self.linear[0].device, memory_format=torch.channels_last)  # a third faster on a CPU
@@ -83,9 +82,11 @@ class LPIPS(nn.Module):
         # images they were asked with.
         references = [self.features(image) for image in b.split(1)] * (len(a) // len(b))
         pairs = zip(a.split(1), references, strict=True)
-        return torch.cat([self._distance(self.features(image), reference) for image, reference in pairs])
+        return torch.cat([self.distance(self.features(image), reference) for image, reference in pairs])
 
-    def _distance(self, maps_a: list[torch.Tensor], maps_b: list[torch.Tensor]) -> torch.Tensor:
+    @torch.no_grad()
+    def distance(self, maps_a: list[torch.Tensor], maps_b: list[torch.Tensor]) -> torch.Tensor:
+        """The distances (B,) of two images' `features`, for whoever compares many images with one."""
         maps = zip(maps_a, maps_b, self.linear, strict=True)
         return sum((weight * (a - b) ** 2).sum(dim=1).mean(dim=(1, 2)) for a, b, weight in maps)
 

@@ -1,0 +1,133 @@
+"""What a metric looks at: a composite, beside what it is compared with.
+
+A metric's function takes a Comparison. Whatever several metrics share (the crops, the resized images) is a property of
+it, computed when the first of them asks; what all composites of one sample share is a property of their Reference.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from ..placement import Sample, place, placed_object
+from ..scans.images import Scan, values_of
+from .networks import Networks
+from .resize import square
+
+IMAGE_SIDE, CROP_SIDE = 512, 224  # pixels: the paper's size, and AlexNet's and CLIP's own
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """What all composites of one sample are compared with, and the networks that do it.
+
+    background, placed: (1, 3, H, W) in [-1, 1], in the background's pixels. object_mask (of the placed object),
+    user_mask: (1, 1, H, W) bool. window: the background's; composites are read by it.
+    Raises ValueError for other shapes, or an empty user mask.
+    """
+
+    background: torch.Tensor
+    placed: torch.Tensor
+    object_mask: torch.Tensor
+    user_mask: torch.Tensor
+    prompt: str | None
+    networks: Networks = field(default_factory=Networks)
+    window: tuple[int, int] = (0, 255)
+
+    def __post_init__(self):
+        size = self.background.shape[-2:]
+        images, masks = (self.background, self.placed), (self.object_mask, self.user_mask)
+        if any(of.shape != (1, 3, *size) for of in images) or any(of.shape != (1, 1, *size) for of in masks):
+            raise ValueError(
+                "expected background and placed (1, 3, H, W), object mask and user mask (1, 1, H, W) of one size, got "
+                f"{[tuple(of.shape) for of in (*images, *masks)]}"
+            )
+        if not self.user_mask.any():
+            raise ValueError("the user mask is empty: there is no edited region to measure")
+
+    @classmethod
+    def of(cls, sample: Sample, networks: Networks) -> Reference:
+        """A sample's, its object placed as all methods place it."""
+        placement = place(sample.background, sample.obj, sample.object_mask, sample.user_mask)
+        window = sample.background.window
+        background, placed = (
+            _image(pixels, window) for pixels in (sample.background.pixels, placed_object(sample, placement))
+        )
+        masks = (torch.from_numpy(mask)[None, None] for mask in (placement.object_mask, sample.user_mask))
+        return cls(background, placed, *masks, sample.prompt, networks, window)
+
+    def compare(self, composite: Scan) -> Comparison:
+        """A composite of this sample, given as the pixels that were stored.
+
+        They are read by the background's window, as all methods write, so that a pixel that was kept is equal.
+        """
+        # Sums go in the order of memory: another layout is another last bit.
+        return Comparison(_image(composite.pixels, self.window).contiguous(), self)
+
+    @cached_property
+    def box(self) -> tuple[slice, slice]:
+        """The rows and columns of the user mask's bounding box, the edited region."""
+        lines = (self.user_mask[0, 0].any(dim=axis).nonzero().flatten().tolist() for axis in (1, 0))
+        rows, columns = (slice(line[0], line[-1] + 1) for line in lines)
+        return rows, columns
+
+    @cached_property
+    def edited(self) -> torch.Tensor:
+        """The edited region as a mask, (1, 1, H, W) bool."""
+        inside = torch.zeros_like(self.user_mask)
+        inside[(..., *self.box)] = True
+        return inside
+
+    def crop(self, image: torch.Tensor) -> torch.Tensor:
+        """The edited region of an image (1, 3, H, W) as the networks see it, (1, 3, 224, 224)."""
+        return square(image[(..., *self.box)], CROP_SIDE)
+
+    @cached_property
+    def placed_crop(self) -> torch.Tensor:
+        """The edited region of the placed object."""
+        return self.crop(self.placed)
+
+    @cached_property
+    def background_features(self) -> list[torch.Tensor]:
+        """LPIPS's of the whole background."""
+        return self.networks.lpips.features(square(self.background, IMAGE_SIDE))
+
+    @cached_property
+    def placed_features(self) -> list[torch.Tensor]:
+        """LPIPS's of the placed object's crop."""
+        return self.networks.lpips.features(self.placed_crop)
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """One composite, (1, 3, H, W) in [-1, 1] in the background's pixels, beside its sample's reference.
+
+    Composites go one by one: how a batch is summed, and so a figure's last bits, depends on its size.
+    Raises ValueError for a composite of another size than the background.
+    """
+
+    composite: torch.Tensor
+    reference: Reference
+
+    def __post_init__(self):
+        got, expected = tuple(self.composite.shape), tuple(self.reference.background.shape)
+        if got != expected:
+            raise ValueError(f"expected a composite of its background's size, {expected}, got {got}")
+
+    @cached_property
+    def crop(self) -> torch.Tensor:
+        """The edited region of the composite as the networks see it."""
+        return self.reference.crop(self.composite)
+
+    @cached_property
+    def outside(self) -> torch.Tensor:
+        """The composite at the paper's size with the background in its user region, so that no mask draws an edge."""
+        reference = self.reference
+        return square(torch.where(reference.user_mask, reference.background, self.composite), IMAGE_SIDE)
+
+
+def _image(pixels: np.ndarray, window: tuple[int, int]) -> torch.Tensor:
+    return torch.from_numpy(values_of(pixels, window)).permute(2, 0, 1)[None]

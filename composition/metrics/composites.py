@@ -1,0 +1,42 @@
+"""The measuring of composites by any of the metrics, named as in METRICS."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ..placement import Sample
+from ..scans.images import Scan
+from .comparison import Comparison, Reference
+from .networks import Networks
+from .table import METRICS
+
+
+def measurable(networks: Networks) -> list[str]:
+    """The names in METRICS whose network is at hand, or that take none."""
+    return [name for name, metric in METRICS.items() if metric.network is None or metric.network in networks.names]
+
+
+@torch.no_grad()
+def measure(comparison: Comparison, names: Sequence[str] | None = None) -> dict[str, float]:
+    """The metrics of one composite, by name. names: some of METRICS; None: all that are measurable.
+
+    psnr is inf where nothing changed, ssim is nan where its window does not fit. Raises ValueError for names that are
+    not in METRICS, and for metrics whose network is not at hand.
+    """
+    possible = measurable(comparison.reference.networks)
+    names = possible if names is None else names
+    if unknown := [name for name in names if name not in METRICS]:
+        raise ValueError(f"{', '.join(unknown)}: not among the metrics {', '.join(METRICS)}")
+    if lacking := [name for name in names if name not in possible]:
+        raise ValueError(f"{', '.join(lacking)}: the network that measures it is not given; see find_networks")
+    return {name: float(METRICS[name].function(comparison)) for name in names}
+
+
+def measure_composites(
+    sample: Sample, composites: Sequence[Scan], networks: Networks, names: Sequence[str] | None = None
+) -> list[dict[str, float]]:
+    """`measure` of each of the composites of one sample, given as the pixels that were stored."""
+    reference = Reference.of(sample, networks)
+    return [measure(reference.compare(composite), names) for composite in composites]

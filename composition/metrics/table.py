@@ -1,0 +1,91 @@
+"""The one table of metrics.
+
+A new metric is one function of a Comparison and one entry of METRICS: the benchmark's columns, tables and plots follow
+from it. The definitions are in the package's docstring.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from .comparison import Comparison
+from .fidelity import psnr, seam, ssim
+
+
+@dataclass(frozen=True)
+class Metric:
+    """An entry of METRICS.
+
+    heading: of its column; "{network}" stands for the name of the network, where its figures must not be read without.
+    more_is_better: which way is better. function: of a Comparison; its value, a number or a tensor of one number, may
+    be inf or nan where the composite has no finite one. network: the field of Networks that it takes, if it takes one.
+    """
+
+    heading: str
+    more_is_better: bool
+    function: Callable[[Comparison], torch.Tensor | float]
+    network: str | None = None
+
+    def title(self, networks: dict[str, str]) -> str:
+        """The heading. networks: Networks.names; a network that is not among them goes by its kind."""
+        kind = self.network or ""
+        return self.heading.replace("{network}", networks.get(kind, kind.upper()))
+
+
+def lpips_bg(c: Comparison) -> torch.Tensor:
+    lpips = c.reference.networks.lpips
+    return lpips.distance(lpips.features(c.outside), c.reference.background_features)
+
+
+def lpips_fg(c: Comparison) -> torch.Tensor:
+    lpips = c.reference.networks.lpips
+    return lpips.distance(lpips.features(c.crop), c.reference.placed_features)
+
+
+def clip_text(c: Comparison) -> torch.Tensor:
+    return c.reference.networks.clip.text_similarity(c.composite, [c.reference.prompt])
+
+
+def clip_image(c: Comparison) -> torch.Tensor:
+    return c.reference.networks.clip.image_similarity(c.crop, c.reference.placed_crop)
+
+
+def psnr_bg(c: Comparison) -> torch.Tensor:
+    return psnr(c.composite, c.reference.background, ~c.reference.user_mask)
+
+
+def psnr_fg(c: Comparison) -> torch.Tensor:
+    return psnr(c.composite, c.reference.placed, c.reference.edited)
+
+
+def ssim_bg(c: Comparison) -> torch.Tensor:
+    return ssim(c.composite, c.reference.background, ~c.reference.user_mask)
+
+
+def ssim_fg(c: Comparison) -> torch.Tensor:
+    return ssim(c.composite, c.reference.placed, c.reference.edited)
+
+
+def seam_object(c: Comparison) -> torch.Tensor:
+    return seam(c.composite, c.reference.background, c.reference.placed, c.reference.object_mask)
+
+
+def seam_user(c: Comparison) -> torch.Tensor:
+    return seam(c.composite, c.reference.background, c.reference.placed, c.reference.user_mask)
+
+
+METRICS = {
+    "lpips_bg": Metric("{network} bg", False, lpips_bg, "lpips"),
+    "lpips_fg": Metric("{network} fg", False, lpips_fg, "lpips"),
+    "clip_text": Metric("CLIP text", True, clip_text, "clip"),
+    "clip_image": Metric("CLIP image", True, clip_image, "clip"),
+    "psnr_bg": Metric("PSNR bg (dB)", True, psnr_bg),
+    "psnr_fg": Metric("PSNR fg (dB)", True, psnr_fg),
+    "ssim_bg": Metric("SSIM bg", True, ssim_bg),
+    "ssim_fg": Metric("SSIM fg", True, ssim_fg),
+    "seam_object": Metric("seam of object", False, seam_object),
+    "seam_user": Metric("seam of user mask", False, seam_user),
+}

@@ -12,7 +12,8 @@ import torch
 from drawn_datasets import draw_br35h, draw_busi
 from fake_model import FakeModel
 
-from composition.benchmark import Networks, Request, run_benchmark
+from composition.benchmark import Request, run_benchmark
+from composition.metrics import Networks
 from composition.settings import Settings
 
 SETTINGS = Settings(inversion="naive")

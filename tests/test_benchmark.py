@@ -13,19 +13,19 @@ from composition_files import tree
 from fake_model import FakeModel
 from PIL import Image
 
-from composition.baselines import METHODS
-from composition.benchmark import Networks
-from composition.benchmark.measures import measure_all, measure_composites
+from composition.benchmark import measures
+from composition.benchmark.measures import measure_all
 from composition.benchmark.variants import ABLATIONS, methods
-from composition.images import Scan, read_scan
-from composition.manifest import read_manifest
-from composition.metrics import COLUMNS
+from composition.methods import METHODS
+from composition.metrics import METRICS, Networks, measure, measure_composites
 from composition.placement import place
-from composition.ranks import Ranks
+from composition.runs.manifest import read_manifest
+from composition.runs.ranks import Ranks
+from composition.scans.images import Scan, read_scan
 
 ON_DOUBLE = ("copy-paste", "blended", "sdedit", "published", "ours")
-UNMEASURED = [name for name in COLUMNS if name.startswith(("lpips", "clip"))]
-MEASURED = [name for name in COLUMNS if name not in UNMEASURED]
+UNMEASURED = [name for name in METRICS if name.startswith(("lpips", "clip"))]
+MEASURED = [name for name in METRICS if name not in UNMEASURED]
 
 
 @pytest.fixture(scope="module")
@@ -61,15 +61,15 @@ def test_everything_is_written(whole):
 
 def test_the_tables_figures_from_the_csv(whole):
     entries, table = read_csv(whole[0]), table_of(whole[0])
-    assert [(row["dataset"], row["line"]) for row in table["rows"]] == [
+    assert [(row["dataset"], row["line"]) for row in table["lines"]] == [
         (dataset, method) for dataset in ("br35h", "busi") for method in ON_DOUBLE
     ]
     text = (whole[0] / "table.md").read_text()
-    for row in table["rows"]:
+    for row in table["lines"]:
         mine = [e for e in entries if (e["dataset"], e["variant"]) == (row["dataset"], row["variant"])]
         assert len(mine) == row["samples"] == SAMPLES and row["failed"] == 0
-        spent = [int(entry["nfe_inversion"]) + int(entry["nfe_composition"]) for entry in mine]
-        assert row["nfe"]["mean"] == sum(spent) / SAMPLES
+        spent = [int(entry["rows_inversion"]) + int(entry["rows_composition"]) for entry in mine]
+        assert row["rows"]["mean"] == sum(spent) / SAMPLES
         assert list(row["metrics"]) == MEASURED
         for name, summary in row["metrics"].items():
             finite = [float(entry[name]) for entry in mine if math.isfinite(float(entry[name]))]
@@ -85,7 +85,7 @@ def test_network_evaluations_and_shared_inversions(whole):
     """Naive inversion to k takes k rows, and k more to measure it; guidance doubles those of the composition."""
     out, model = whole
     entries = read_csv(out)
-    spent = {entry["variant"]: (int(entry["nfe_inversion"]), int(entry["nfe_composition"])) for entry in entries}
+    spent = {entry["variant"]: (int(entry["rows_inversion"]), int(entry["rows_composition"])) for entry in entries}
     assert spent == {
         "copy-paste": (0, 0),
         "blended": (0, 2 * 15),
@@ -97,13 +97,13 @@ def test_network_evaluations_and_shared_inversions(whole):
         "ours_start_18": (2 * 38, 2 * 18),
         "ours_start_12": (2 * 26, 2 * 12),
     }
-    total = sum(int(entry["nfe_inversion"]) + int(entry["nfe_composition"]) for entry in entries)
+    total = sum(int(entry["rows_inversion"]) + int(entry["rows_composition"]) for entry in entries)
     shared = 2 * (2 * 14) * 2 * SAMPLES  # both windows of tau use the inversions of "ours"
     assert model.rows == total - shared
 
 
 def test_psnr_of_an_untouched_background_is_told_and_not_averaged(whole):
-    rows = {(row["dataset"], row["line"]): row["metrics"]["psnr_bg"] for row in table_of(whole[0])["rows"]}
+    rows = {(row["dataset"], row["line"]): row["metrics"]["psnr_bg"] for row in table_of(whole[0])["lines"]}
     assert rows["busi", "copy-paste"] == {
         "mean": None,
         "low": None,
@@ -127,7 +127,7 @@ def test_a_missing_metric_is_a_note_and_no_column(whole):
 
 
 def test_tau_has_both_readings(whole):
-    rows = [row for row in table_of(whole[0], "ablation_tau")["rows"] if row["dataset"] == "busi"]
+    rows = [row for row in table_of(whole[0], "ablation_tau")["lines"] if row["dataset"] == "busi"]
     settings = table_of(whole[0], "ablation_tau")["settings"]
     kept_from = {row["line"]: settings[row["variant"]]["preserve_until"] for row in rows}
     assert kept_from == {
@@ -160,7 +160,7 @@ def test_composites_are_measured_as_stored(whole):
 
 def test_a_second_run_changes_nothing_and_runs_nothing(parts, whole, again, monkeypatch):
     before = tree(again)
-    monkeypatch.setattr("composition.benchmark.measures.measure_composites", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(measures, "measure", lambda *_: pytest.fail("measured again"))
     model = FakeModel()
     assert run(parts, again, *ON_DOUBLE, model=model, ablations=ABLATIONS) == []
     assert model.rows == 0
@@ -186,10 +186,7 @@ def test_a_rank_measures_its_share_and_rank_0_finds_it(parts, whole, again, monk
     measured = {path.stem for path in (again / "runs" / "ours" / "measures").iterdir()}
     assert measured == {row.id for row in rows[1::2]}
     asked = []
-    monkeypatch.setattr(
-        "composition.benchmark.measures.measure_composites",
-        lambda sample, *rest: asked.append(sample) or measure_composites(sample, *rest),
-    )
+    monkeypatch.setattr(measures, "measure", lambda *given: asked.append(given) or measure(*given))
     assert run(parts, again, *ON_DOUBLE, ablations=ABLATIONS) == []
     assert len(asked) == len(rows) - len(measured) and tree(again) == tree(whole[0])
 
@@ -199,7 +196,10 @@ class MeanDifference(torch.nn.Module):
 
     name = "mean difference"
 
-    def forward(self, a, b):
+    def features(self, image):
+        return image
+
+    def distance(self, a, b):
         return (a - b).abs().mean(dim=(1, 2, 3))
 
 
@@ -231,7 +231,7 @@ def test_a_changed_composite_is_measured_again_and_a_damaged_one_told(parts, aga
 
 def test_a_grid_without_a_pixel_of_a_scan(parts, again, monkeypatch):
     def columns() -> list[np.ndarray]:
-        """The grid's pictures by column: background, object and GRID_ORDER, without the text."""
+        """The grid's pictures by column: background, object and the methods, without the text."""
         with Image.open(again / "grid.png") as picture:
             grid = np.asarray(picture.convert("RGB"))
         groups = np.concatenate([grid[48:448], grid[472:]])  # captions 24; the prompt 24 and two samples of 200, twice
@@ -255,10 +255,10 @@ def test_a_grid_without_a_pixel_of_a_scan(parts, again, monkeypatch):
 def test_a_failing_sample_is_counted_and_the_rest_goes_on(parts, tmp_path, monkeypatch):
     out, sound = tmp_path / "out", METHODS["sdedit"]
 
-    def fails_on_one(model, samples, *rest, **keywords):
-        if Path(samples[0].background.name).name == "normal (0).png":
+    def fails_on_one(frame):
+        if Path(frame.sample.background.name).name == "normal (0).png":
             raise RuntimeError("out of memory")
-        return sound(model, samples, *rest, **keywords)
+        return sound(frame)
 
     monkeypatch.setitem(METHODS, "sdedit", fails_on_one)
     errors = run(parts, out, "copy-paste", "sdedit")
@@ -266,7 +266,7 @@ def test_a_failing_sample_is_counted_and_the_rest_goes_on(parts, tmp_path, monke
     assert [json.loads(line) for line in (out / "errors.jsonl").read_text().splitlines()] == errors
     done = {(entry["id"], entry["variant"]) for entry in read_csv(out)}
     assert len(done) == 2 * 2 * SAMPLES - 1 and (errors[0]["id"], "sdedit") not in done
-    counts = {(row["dataset"], row["line"]): (row["samples"], row["failed"]) for row in table_of(out)["rows"]}
+    counts = {(row["dataset"], row["line"]): (row["samples"], row["failed"]) for row in table_of(out)["lines"]}
     assert counts.pop(("busi", "sdedit")) == (SAMPLES - 1, 1) and set(counts.values()) == {(SAMPLES, 0)}
     assert "- sdedit, busi: 1 of 2 samples failed (errors.jsonl)." in (out / "table.md").read_text()
 

@@ -12,11 +12,11 @@ from composition_files import tree
 
 import sd21
 from composition import cli
-from composition.baselines import METHODS
 from composition.benchmark import command as benchmark_command
 from composition.benchmark import variants
-from composition.files import TEMPORARY
+from composition.methods import METHODS
 from composition.settings import Settings
+from sd21.files import TEMPORARY
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT.parent / "shared" / "data"
@@ -39,7 +39,7 @@ def command(folder: Path, *more: str) -> list[str]:
         (["--clip", "nowhere"], "no CLIP model from nowhere"),
         (["--lpips", "a.pth", "b.pth"], "a.pth: there is no such file"),
         (["--busi", "nowhere"], "expected BUSI in its published layout"),
-        (["--busi-samples", "0"], "--busi-samples is a whole number from 1 up, got 0"),
+        (["--busi-samples", "0"], "the samples of busi are a whole number from 1 up, got 0"),
         (["--br35h-samples", "3"], "2 samples can be drawn, 3 were asked for"),
         (
             ["--ablations", "start", "--steps", "12"],
@@ -56,16 +56,15 @@ def test_what_cannot_be_met_is_told_before_the_model_loads(tmp_path, no_model, c
 def test_no_dataset_and_unknown_methods(tmp_path, no_model, capsys):
     assert cli.main(["benchmark", "--out", str(tmp_path)]) == 2
     assert "name the folder of a dataset: --br35h or --busi" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        cli.main(["benchmark", "--out", str(tmp_path), "--methods", "ours,dream"])
-    assert "dream: not among copy-paste, blended" in capsys.readouterr().err
+    assert cli.main([*command(tmp_path), "--methods", "ours,dream"]) == 2
+    assert "dream: not among the methods copy-paste, blended" in capsys.readouterr().err
 
 
 def test_ablations_are_asked_for_by_name_or_all_at_once(tmp_path):
     plain = command(tmp_path)
 
     def asked(*more: str) -> tuple[str, ...]:
-        return benchmark_command.request_of(cli.build_parser().parse_args([*plain, *more])).ablations
+        return benchmark_command.request_of(cli.build_parser("benchmark").parse_args([*plain, *more])).ablations
 
     assert (asked(), asked("--ablations"), asked("--ablations", "tau")) == ((), ("start", "tau"), ("tau",))
 
@@ -75,6 +74,14 @@ def test_plots_need_their_extra_before_the_work(tmp_path, no_model, capsys, monk
     assert cli.main(command(tmp_path, "--ablations")) == 2
     assert 'pip install "tumour-composition[plots]"' in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "module", ["composition.benchmark.command", "composition.datasets", "composition.metrics.networks", "sd21.files"]
+)
+def test_what_options_and_files_take_imports_no_torch(module):
+    script = f"import {module}, sys; sys.exit(bool({{'torch', 'transformers', 'matplotlib'}} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, timeout=60).returncode == 0
 
 
 def test_a_folder_holds_one_benchmark(tmp_path, no_model, capsys):
@@ -103,6 +110,7 @@ def results(out: Path) -> dict[str, str]:
     return {name: digest for name, digest in tree(out).items() if not name.endswith(".safetensors")}
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(tmp_path):
     """Every fifth of its files is a moment to be killed at: in the samples, composites, measures and tables."""
     script = Path(__file__).parent / "kill_benchmark.py"
@@ -122,6 +130,7 @@ def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(tmp_path):
         assert results(tmp_path / str(moment)) == expected, f"killed before file {moment}"
 
 
+@pytest.mark.slow
 def test_two_processes_write_what_one_does(tmp_path):
     """Several batches one after another, of which each shares its rows out anew."""
     parts = draw(tmp_path)
@@ -138,6 +147,7 @@ def test_two_processes_write_what_one_does(tmp_path):
     assert results(tmp_path / "ranks") == results(tmp_path / "alone")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not DATA.is_dir(), reason=f"the scans are not at {DATA}")
 def test_real_scans_on_the_small_checkpoint(tmp_path, capsys):
     pytest.importorskip("stlpips_pytorch")

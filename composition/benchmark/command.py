@@ -1,41 +1,36 @@
-"""`python -m composition benchmark`: its options, and what they ask for."""
+"""`python -m composition benchmark`: its options, and what they ask for.
+
+Importing this module imports no torch: what needs it is imported where the options are made. Names are checked by
+`Request`, whoever makes one.
+"""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+from ..datasets import DATASETS
+from ..metrics.networks import CLIP_SOURCE, Networks, find_networks
+from ..scans.errors import DatasetError
 
-from ..baselines import METHODS
-from ..datasets import DatasetError
-from ..metrics.clip import SOURCE
-from .networks import Networks, find_networks
-from .run import Request
-from .variants import ABLATIONS
-
-DATASETS = {"br35h": 300, "busi": 100}  # and the paper's samples of each (section 5.1)
+if TYPE_CHECKING:
+    from .run import Request
 
 
-def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
-    """The subcommand, but for the options of model and method that all subcommands share."""
-    parser = commands.add_parser(
-        "benchmark",
-        help="the paper's comparison, ablations and figures on one's own copy of its datasets",
-        description="Compose the paper's benchmark by every method, measure it, and write tables and figures. The same "
-        "command resumes a run that was killed; with more methods, or --ablations, it adds to one that is done. Tables "
-        "show what the command names. Under torchrun, as for batch, several processes share the composites out.",
-    )
-    data = parser.add_argument_group("samples, from one or both of the datasets as published")
-    for name, count in DATASETS.items():
-        data.add_argument(f"--{name}", type=Path, metavar="FOLDER", help=f"the folder of {name}")
-        data.add_argument(
-            f"--{name}-samples", type=int, default=count, metavar="N", help="how many (default: %(default)s)"
-        )
-    data.add_argument("--seed", type=int, default=0, help="of the draw of the samples (default: %(default)s)")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """All options but those of model and method, which all subcommands share."""
+    from ..methods import METHODS
+    from .variants import ABLATIONS
+
+    _add_datasets(parser)
     parser.add_argument("--out", required=True, type=Path, help="folder for everything; it holds one benchmark")
     parser.add_argument(
-        "--methods", type=_methods, default=tuple(METHODS), help=f"some of {','.join(METHODS)} (default: all)"
+        "--methods",
+        type=_names,
+        default=tuple(METHODS),
+        metavar="NAME,NAME,...",
+        help=f"some of {','.join(METHODS)} (default: all)",
     )
     parser.add_argument(
         "--ablations",
@@ -57,6 +52,26 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         "scans that may not be published",
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress bars, no messages")
+    _add_networks(parser)
+
+
+def _add_datasets(parser: argparse.ArgumentParser) -> None:
+    """For each entry of DATASETS its folder and the number of samples."""
+    data = parser.add_argument_group("samples, from one or more of the datasets as published")
+    for name, published in DATASETS.items():
+        data.add_argument(f"--{name}", dest=name, type=Path, metavar="FOLDER", help=f"the folder of {published.title}")
+        data.add_argument(
+            f"--{name}-samples",
+            dest=f"{name}-samples",
+            type=int,
+            default=published.samples,
+            metavar="N",
+            help="how many (default: %(default)s)",
+        )
+    data.add_argument("--seed", type=int, default=0, help="of the draw of the samples (default: %(default)s)")
+
+
+def _add_networks(parser: argparse.ArgumentParser) -> None:
     metrics = parser.add_argument_group("weights of the metrics; a metric without them is left out of the tables")
     metrics.add_argument(
         "--lpips",
@@ -66,22 +81,18 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         help="files of the published LPIPS: torchvision's alexnet-owt-7be5be79.pth and alex.pth of lpips 0.1 "
         "(default: ST-LPIPS, from the extra metrics)",
     )
-    metrics.add_argument("--clip", help=f"folder or hub id (default: {SOURCE})")
-    return parser
+    metrics.add_argument("--clip", help=f"folder or hub id (default: {CLIP_SOURCE})")
 
 
 def request_of(options: argparse.Namespace) -> Request:
-    """Raises DatasetError where no dataset is named, or none of its samples."""
-    parts = {}
-    for name in DATASETS:
-        folder, count = getattr(options, name), getattr(options, f"{name}_samples")
-        if folder is None:
-            continue
-        if count < 1:
-            raise DatasetError(
-                f"--{name}-samples is a whole number from 1 up, got {count}; leave --{name} out for none"
-            )
-        parts[name] = (folder, count)
+    """Raises ValueError, DatasetError among them, for what cannot be asked for."""
+    from .run import Request
+    from .variants import ABLATIONS
+
+    folders = {name: getattr(options, name) for name in DATASETS}
+    parts = {
+        name: (folder, getattr(options, f"{name}-samples")) for name, folder in folders.items() if folder is not None
+    }
     if not parts:
         raise DatasetError(f"name the folder of a dataset: {' or '.join(f'--{name}' for name in DATASETS)}")
     ablations = () if options.ablations is None else tuple(options.ablations or ABLATIONS)
@@ -90,15 +101,14 @@ def request_of(options: argparse.Namespace) -> Request:
 
 def networks_of(options: argparse.Namespace) -> Networks:
     """Raises WeightsError where weights that were named are not there."""
+    import torch
+
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     return find_networks(options.lpips, options.clip, device=device, local_files_only=options.local_files_only)
 
 
-def _methods(text: str) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(text.split(",")))
-    if unknown := [name for name in names if name not in METHODS]:
-        raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: not among {', '.join(METHODS)}")
-    return names
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(text.split(",")))
 
 
 def _numbers(text: str) -> tuple[int, ...]:

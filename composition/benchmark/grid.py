@@ -9,12 +9,14 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from ..figures import GAP, TUMOUR_COLOUR, USER_COLOUR, eight_bit, outlined
-from ..images import read_scan, values_of
-from ..manifest import Row
+from ..runs.manifest import Row
+from ..scans.images import read_scan, values_of
 from .measures import dataset_of
 from .variants import Line
 
 CELL, TEXT_HEIGHT = 192, 24  # pixels
+# The columns of the paper's Fig. 7; its Tab. 1 has another order.
+ORDER = ("copy-paste", "sdedit", "blended", "tf-icon", "published", "ours")
 
 
 def grid(
@@ -26,10 +28,12 @@ def grid(
 ) -> Image.Image:
     """An RGB image: captions, then a group for each dataset, over it the prompt.
 
+    Methods stand in the paper's order, and those that the paper does not have behind them, in the order of `lines`.
     The background shows the outline of the user mask, the object that of its own mask. done: the sound composites,
     (id, variant); for another there is a cell that says so. reproduce: of values (H, W, 3) in [-1, 1] makes what is
     shown in place of every image that has a scan's own pixels.
     """
+    lines = sorted(lines, key=_place)
     captions = ["background", "object", *(line.label for line in lines)]
     groups: dict[str, list[Row]] = {}
     for row in rows:
@@ -79,6 +83,10 @@ def _cells(
         sound = (row.id, variant.name) in done
         cells.append(shown(read_scan(path).pixels, window, of_scan) if sound else None)
     return cells
+
+
+def _place(line: Line) -> int:
+    return ORDER.index(line.variant.method) if line.variant.method in ORDER else len(ORDER)
 
 
 def _left(column: int) -> int:

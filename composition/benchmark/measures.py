@@ -1,4 +1,8 @@
-"""The metrics of composites on disk, kept beside them, and all of them together as one CSV."""
+"""The metrics of composites on disk, kept beside them, and all of them together as one CSV.
+
+Each value is kept by itself, with the network it came from: a run with a further metric, or another network, measures
+what is lacking and leaves the rest.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +13,16 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import torch
+from sd21.files import sha256, write_json, write_text
 
-from ..canvas import Sample, placed_object
-from ..files import read_kept, sha256, write_json, write_text
-from ..images import Scan, read_scan, values_of
-from ..manifest import Row
-from ..metrics import COLUMNS, measure
-from ..placement import place
-from ..ranks import Ranks
-from .networks import Networks
+from ..metrics import METRICS, Networks, Reference, measurable, measure
+from ..runs.manifest import Row
+from ..runs.ranks import Ranks
+from ..runs.record import read_kept
+from ..scans.images import read_scan
 from .variants import Variant
 
-IDENTITY = ("id", "dataset", "variant", "nfe_inversion", "nfe_composition")
+IDENTITY = ("id", "dataset", "variant", "rows_inversion", "rows_composition")
 
 
 def composed(folder: Path) -> dict[str, dict]:
@@ -34,9 +34,9 @@ def composed(folder: Path) -> dict[str, dict]:
 def measure_all(
     rows: Sequence[Row], variants: Sequence[Variant], runs: Path, networks: Networks, ranks: Ranks, *, quiet: bool
 ) -> tuple[list[dict], list[dict]] | None:
-    """Measure every composite that has not been measured with these networks. The ranks share the samples out.
+    """Measure whatever has not been measured of the composites with these networks. The ranks share the samples out.
 
-    Returns, on rank 0, an entry for each composite, of IDENTITY and the COLUMNS that could be measured (inf and nan
+    Returns, on rank 0, an entry for each composite, of IDENTITY and the metrics that could be measured (inf and nan
     included), and the errors: {"variant", "id", "error"}; None on others.
     """
     records = {variant.name: composed(runs / variant.name) for variant in variants}
@@ -51,91 +51,75 @@ def measure_all(
         values, failed = _measure_sample(row, records, runs, networks)
         errors += failed
         for variant in values:
-            nfe = records[variant][row.id]["nfe"]
-            identity = (row.id, dataset_of(row.id), variant, nfe["inversion"], nfe["composition"])
+            spent = records[variant][row.id]["rows"]
+            identity = (row.id, dataset_of(row.id), variant, spent["inversion"], spent["composition"])
             entries.append(dict(zip(IDENTITY, identity, strict=True)) | values[variant])
     return entries, errors
 
 
-def _measure_sample(
-    row: Row, records: dict[str, dict[str, dict]], runs: Path, networks: Networks
-) -> tuple[dict[str, dict[str, float]], list[dict]]:
-    """The metrics of one sample's composites, by variant, and the errors. Those not at hand are measured together."""
-    values, missing, errors = {}, {}, []
-    for variant in (name for name, of in records.items() if row.id in of):
-        try:
-            record = records[variant][row.id]
-            file = runs / variant / record["file_name"]
-            # What is compared with counts as well: a method may make the same composite of other inputs.
-            inputs = {name: record[name] for name in ("inputs", "prompt")}
-            asked = {"composite": sha256(file), **inputs, "networks": networks.names}
-            kept = _kept(_path(runs, variant, row), asked)
-            if kept is None:
-                missing[variant] = asked, read_scan(file)
-            else:
-                values[variant] = kept
-        except Exception as error:  # as in batch: whatever is wrong with one, the others go on
-            errors.append(_failure(variant, row, error))
-    if missing:
-        try:
-            measured = measure_composites(
-                row.request.read(), [composite for _, composite in missing.values()], networks
-            )
-            for (variant, (asked, _)), figures in zip(missing.items(), measured, strict=True):
-                path = _path(runs, variant, row)
-                path.parent.mkdir(exist_ok=True)
-                written = {name: v if math.isfinite(v) else str(v) for name, v in figures.items()}  # for JSON
-                write_json(path, {**asked, "values": written})
-                values[variant] = figures
-        except Exception as error:
-            errors += [_failure(variant, row, error) for variant in missing]
-    return values, errors
-
-
-def _path(runs: Path, variant: str, row: Row) -> Path:
-    return runs / variant / "measures" / f"{row.id}.json"
-
-
-def _failure(variant: str, row: Row, error: Exception) -> dict[str, str]:
-    return {"variant": variant, "id": row.id, "error": f"{type(error).__name__}: {error}"}
-
-
 def dataset_of(sample: str) -> str:
-    """The dataset in a sample's id, as datasets/benchmark.py gives them: DATASET-NUMBER."""
+    """The dataset in a sample's id, as datasets/drawing.py gives them: DATASET-NUMBER."""
     return sample.rsplit("-", 1)[0]
-
-
-def measure_composites(sample: Sample, composites: Sequence[Scan], networks: Networks) -> list[dict[str, float]]:
-    """The metrics of composites of one sample, given as the pixels that were stored."""
-    background = sample.background
-    placement = place(background, sample.obj, sample.object_mask, sample.user_mask)
-
-    def image(pixels: np.ndarray) -> torch.Tensor:
-        # In the background's bit depth and window, as all methods write, so that a pixel that was kept is equal.
-        return torch.from_numpy(values_of(pixels, background.window)).permute(2, 0, 1)
-
-    return measure(
-        torch.stack([image(composite.pixels) for composite in composites]),
-        image(background.pixels)[None],
-        image(placed_object(sample, placement))[None],
-        *(torch.from_numpy(mask)[None, None] for mask in (placement.object_mask, sample.user_mask)),
-        sample.prompt,
-        lpips=networks.lpips,
-        clip=networks.clip,
-    )
-
-
-def _kept(path: Path, asked: dict) -> dict[str, float] | None:
-    """The measures of an earlier run, if they are of this very composite and its inputs, by these networks."""
-    found = read_kept(path, asked)
-    return found and {name: float(value) for name, value in found["values"].items()}
 
 
 def write_csv(path: Path, entries: list[dict]) -> None:
     """One row per entry; columns that were not measured are left out."""
-    columns = [name for name in COLUMNS if any(name in entry for entry in entries)]
+    columns = [name for name in METRICS if any(name in entry for entry in entries)]
     text = io.StringIO()
     writer = csv.DictWriter(text, [*IDENTITY, *columns], lineterminator="\n")
     writer.writeheader()
     writer.writerows(entries)
     write_text(path, text.getvalue())
+
+
+def _measure_sample(
+    row: Row, records: dict[str, dict[str, dict]], runs: Path, networks: Networks
+) -> tuple[dict[str, dict[str, float]], list[dict]]:
+    """The metrics of one sample's composites, by variant, and the errors. What is lacking is measured, and kept."""
+    values, errors, reference = {}, [], None
+    asked_for = {name: networks.names.get(METRICS[name].network) for name in measurable(networks)}
+    for variant in (name for name, of in records.items() if row.id in of):
+        try:
+            record = records[variant][row.id]
+            file = runs / variant / record["file_name"]
+            path = runs / variant / "measures" / f"{row.id}.json"
+            # What is compared with counts as well: a method may make the same composite of other inputs.
+            asked = {"composite": sha256(file), "inputs": record["inputs"], "prompt": record["prompt"]}
+            kept = _kept(path, asked)
+            lacking = [name for name, network in asked_for.items() if name not in kept or kept[name][1] != network]
+            if lacking:
+                reference = reference or Reference.of(row.request.read(), networks)
+                measured = measure(reference.compare(read_scan(file)), lacking)
+                kept |= {name: (value, asked_for[name]) for name, value in measured.items()}
+                _keep(path, asked, kept)
+            values[variant] = {name: kept[name][0] for name in asked_for}
+        except Exception as error:  # as in batch: whatever is wrong with one, the others go on
+            errors.append({"variant": variant, "id": row.id, "error": f"{type(error).__name__}: {error}"})
+    return values, errors
+
+
+def _kept(path: Path, asked: dict) -> dict[str, tuple[float, str | None]]:
+    """The values of an earlier run and the network of each, if they are of this very composite and its inputs.
+
+    What is not such a value counts as absent.
+    """
+    values = (read_kept(path, asked) or {}).get("values")
+    kept = {}
+    for name, entry in values.items() if isinstance(values, dict) else ():
+        try:
+            kept[name] = float(entry["value"]), entry["network"]
+        except (KeyError, TypeError, ValueError):
+            continue
+    return kept
+
+
+def _keep(path: Path, asked: dict, kept: dict[str, tuple[float, str | None]]) -> None:
+    """Write values in the order of METRICS, so that the file does not tell when each was measured."""
+    names = [*(name for name in METRICS if name in kept), *(name for name in kept if name not in METRICS)]
+    values = {name: {"value": _for_json(kept[name][0]), "network": kept[name][1]} for name in names}
+    path.parent.mkdir(exist_ok=True)
+    write_json(path, {**asked, "values": values})
+
+
+def _for_json(value: float) -> float | str:
+    return value if math.isfinite(value) else str(value)

@@ -1,14 +1,15 @@
-"""The ablations as plots, by matplotlib, which the optional extra `plots` brings."""
+"""The ablations as plots, by matplotlib, which the optional extra `plots` brings and nothing else here takes."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from ..files import atomic
+from sd21.files import atomic
+
 from .table import LEVEL, heading
 from .variants import Comparison
 
-COLUMNS, PANEL = 3, (4.2, 3.2)  # panels side by side, and the size of one in inches
+PANELS, PANEL = 3, (4.2, 3.2)  # panels side by side, and the size of one in inches
 
 
 def check_matplotlib() -> None:
@@ -25,20 +26,20 @@ def plot(comparison: Comparison, table: dict, path: Path) -> None:
     """A panel for each metric, with means and intervals over what is varied: a curve per dataset and series."""
     from matplotlib.figure import Figure
 
-    rows = {(row["dataset"], row["line"]): row["metrics"] for row in table["rows"]}
-    names = list(table["rows"][0]["metrics"])
-    height = -(-len(names) // COLUMNS)
-    figure = Figure(figsize=(PANEL[0] * COLUMNS, PANEL[1] * height), layout="constrained")
-    axes = figure.subplots(height, COLUMNS, squeeze=False).flatten()
+    metrics = {(line["dataset"], line["line"]): line["metrics"] for line in table["lines"]}
+    names = list(table["lines"][0]["metrics"])
+    height = -(-len(names) // PANELS)
+    figure = Figure(figsize=(PANEL[0] * PANELS, PANEL[1] * height), layout="constrained")
+    axes = figure.subplots(height, PANELS, squeeze=False).flatten()
     for axis in axes[len(names) :]:
         axis.remove()
     ticks = sorted({line.value for line in comparison.lines})
     series = dict.fromkeys(line.series for line in comparison.lines)
     for axis, name in zip(axes, names, strict=False):
-        for number, dataset in enumerate(dict.fromkeys(dataset for dataset, _ in rows)):
+        for number, dataset in enumerate(dict.fromkeys(dataset for dataset, _ in metrics)):
             for style, one in zip(("-", "--"), series, strict=False):
                 lines = [line for line in comparison.lines if line.series == one]
-                points = [(line.value, rows[dataset, line.label][name]) for line in lines]
+                points = [(line.value, metrics[dataset, line.label][name]) for line in lines]
                 points = sorted((value, summary) for value, summary in points if summary["mean"] is not None)
                 if not points:
                     continue

@@ -8,33 +8,33 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..batch import run_batch
+from sd21.files import atomic, remove_partial, write_json, write_text
+
 from ..canvas import reproduce
-from ..datasets import Benchmark, build_benchmark, read_br35h, read_busi
-from ..files import atomic, remove_partial, write_json, write_text
-from ..manifest import Row, read_manifest
-from ..ranks import Ranks
+from ..datasets import DATASETS, Benchmark, build_benchmark
+from ..methods import METHODS
+from ..metrics import Networks
+from ..runs.batch import run_batch
+from ..runs.manifest import Row, read_manifest
+from ..runs.ranks import Ranks
+from ..scans.errors import DatasetError
 from ..settings import Settings
 from . import variants
 from .grid import grid
 from .measures import measure_all, write_csv
-from .networks import Networks
 from .plots import check_matplotlib, plot
 from .table import markdown, tabulate
-from .variants import Comparison, Variant
-
-READERS = {"br35h": read_br35h, "busi": read_busi}
-# The columns of the paper's Fig. 7; its Tab. 1 has another order.
-GRID_ORDER = ("copy-paste", "sdedit", "blended", "tf-icon", "published", "ours")
+from .variants import ABLATIONS, Comparison, Variant
 
 
 @dataclass(frozen=True)
 class Request:
     """What is asked for.
 
-    parts: {one of READERS: (its folder, samples)}; seed: of the draw; methods: some of baselines.METHODS, in the
-    table's order; ablations: some of variants.ABLATIONS; shown: the samples of the grids, by number within each
-    dataset; reproduce: show scans there, and what is pasted of them, as the model's autoencoder gives them back.
+    parts: {a name in DATASETS: (its folder, samples)}; seed: of the draw; methods: names in METHODS, in the table's
+    order; ablations: some of variants.ABLATIONS; shown: the samples of the grids, by number within each dataset;
+    reproduce: show scans there, and what is pasted of them, as the model's autoencoder gives them back.
+    Raises ValueError (DatasetError) for what cannot be asked for.
     """
 
     parts: dict[str, tuple[Path, int]]
@@ -43,6 +43,20 @@ class Request:
     ablations: tuple[str, ...]
     shown: tuple[int, ...]
     reproduce: bool = False
+
+    def __post_init__(self):
+        _check_names("dataset", self.parts, DATASETS)
+        _check_names("method", self.methods, METHODS)
+        _check_names("ablation", self.ablations, ABLATIONS)
+        if not self.parts:
+            raise DatasetError(f"no dataset is named; expected the folder of one or more of {', '.join(DATASETS)}")
+        for name, (_, count) in self.parts.items():
+            if count < 1:
+                raise DatasetError(
+                    f"the samples of {name} are a whole number from 1 up, got {count}; leave {name} out for none"
+                )
+        if not self.methods:
+            raise ValueError(f"no method is named; expected one or more of {', '.join(METHODS)}")
 
 
 def run_benchmark(
@@ -59,12 +73,13 @@ def run_benchmark(
     comparisons = [variants.methods(request.methods, settings)]
     if request.ablations:
         check_matplotlib()
-        comparisons += [variants.ABLATIONS[name](settings) for name in request.ablations]
+        comparisons += [ABLATIONS[name](settings) for name in request.ablations]
     wanted = list({line.variant.name: line.variant for each in comparisons for line in each.lines}.values())
-    parts = [(READERS[name](folder), count) for name, (folder, count) in request.parts.items()]
+    parts = [(DATASETS[name].read(folder), count) for name, (folder, count) in request.parts.items()]
     benchmark = build_benchmark(out / "samples", parts, request.seed)
     rows, damaged = read_manifest(benchmark.manifest, settings)
-    assert not damaged, damaged  # we have just written it
+    if damaged:
+        raise DatasetError(f"{benchmark.manifest} has rows that cannot be composed: {damaged}")
 
     load_model = functools.cache(load_model)
     errors = _compose(benchmark, rows, wanted, out, load_model, quiet)
@@ -82,10 +97,17 @@ def run_benchmark(
         write_text(out / "errors.jsonl", "".join(json.dumps(error) + "\n" for error in errors))
     else:
         (out / "errors.jsonl").unlink(missing_ok=True)
+    counts = {dataset.name: count for dataset, count in parts}
     reproduced = functools.partial(reproduce, load_model()) if request.reproduce else None
     for comparison in comparisons if entries else ():
-        _report(comparison, request, benchmark, rows, entries, networks, out, reproduced)
+        _write_table(comparison, counts, request.seed, benchmark, entries, networks, out)
+        _write_grid(comparison, request.shown, rows, entries, out, reproduced)
     return errors
+
+
+def _check_names(kind: str, names, known) -> None:
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"{', '.join(unknown)}: not among the {kind}s {', '.join(known)}")
 
 
 def _compose(
@@ -110,21 +132,20 @@ def _compose(
     return errors
 
 
-def _report(
+def _write_table(
     comparison: Comparison,
-    request: Request,
+    counts: dict[str, int],
+    seed: int,
     benchmark: Benchmark,
-    rows: list[Row],
     entries: list[dict],
     networks: Networks,
     out: Path,
-    reproduced: Callable | None,
 ) -> None:
-    counts = {name: count for name, (_, count) in request.parts.items()}
+    """A comparison's table, as JSON and as Markdown, and its plot where it has one. counts: samples by dataset."""
     table = tabulate(comparison, counts, entries, networks)
     table["benchmark"] = {
         "samples": counts,
-        "seed": request.seed,
+        "seed": seed,
         "sha256": benchmark.sha256,
         "left_out": {name: rest.counts for name, rest in benchmark.left_out.items()},
     }
@@ -133,10 +154,20 @@ def _report(
     write_text(out / f"{comparison.name}.md", markdown(table))
     if comparison.varied is not None:
         plot(comparison, table, out / f"{comparison.name}.png")
+
+
+def _write_grid(
+    comparison: Comparison,
+    shown: tuple[int, ...],
+    rows: list[Row],
+    entries: list[dict],
+    out: Path,
+    reproduced: Callable | None,
+) -> None:
+    """A comparison's grid of the samples with the numbers `shown`, as far as any line has them."""
     done = {(entry["id"], entry["variant"]) for entry in entries}
     known = {sample for sample, _ in done}
-    shown = [row for row in rows if row.id in known and int(row.id.rsplit("-", 1)[1]) in request.shown]
-    lines = sorted(comparison.lines, key=lambda line: GRID_ORDER.index(line.variant.method))
+    shown_rows = [row for row in rows if row.id in known and int(row.id.rsplit("-", 1)[1]) in shown]
     name = "grid" if comparison.varied is None else f"{comparison.name}_grid"
     with atomic(out / f"{name}.png") as temporary:
-        grid(shown, lines, out / "runs", done, reproduced).save(temporary)
+        grid(shown_rows, comparison.lines, out / "runs", done, reproduced).save(temporary)

@@ -1,4 +1,7 @@
-"""The tables: means over samples with bootstrap intervals, as JSON and, from that, as Markdown."""
+"""The tables: means over samples with bootstrap intervals, as JSON and, from that, as Markdown.
+
+A table has lines, one per dataset and variant. (Its `rows` are rows through the UNet, the unit of cost.)
+"""
 
 from __future__ import annotations
 
@@ -6,23 +9,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..metrics import COLUMNS
-from .networks import Networks
+from ..metrics import METRICS, Networks
 from .variants import OURS, Comparison
 
 LEVEL, RESAMPLES, SEED = 0.95, 10_000, 0
-HEADS = {
-    "lpips_bg": "LPIPS bg",
-    "lpips_fg": "LPIPS fg",
-    "clip_text": "CLIP text",
-    "clip_image": "CLIP image",
-    "psnr_bg": "PSNR bg (dB)",
-    "psnr_fg": "PSNR fg (dB)",
-    "ssim_bg": "SSIM bg",
-    "ssim_fg": "SSIM fg",
-    "seam_object": "seam of object",
-    "seam_user": "seam of user mask",
-}
 ALL_INFINITE, NONE_DEFINED = "∞", "–"
 
 
@@ -46,25 +36,25 @@ def summarise(values: Sequence[float]) -> dict:
 
 
 def tabulate(comparison: Comparison, counts: dict[str, int], entries: list[dict], networks: Networks) -> dict:
-    """The table of a comparison: one row per dataset and line, and where ours is among them, ours less each other.
+    """The table of a comparison: one line per dataset and variant, and where ours is among them, ours less each other.
 
     counts: each dataset's samples; entries: as measure_all returns them. A sample that failed for one line is missing
     from that line alone.
     """
-    columns = [name for name in COLUMNS if any(name in entry for entry in entries)]
-    rows = []
+    columns = [name for name in METRICS if any(name in entry for entry in entries)]
+    lines = []
     for dataset, samples in counts.items():
         for line in comparison.lines:
             variant = line.variant
             found = _entries_of(variant.name, dataset, entries)
-            rows.append(
+            lines.append(
                 {
                     "dataset": dataset,
                     "line": line.label,
                     "variant": variant.name,
                     "samples": len(found),
                     "failed": samples - len(found),
-                    "nfe": summarise([entry["nfe_inversion"] + entry["nfe_composition"] for entry in found]),
+                    "rows": summarise([entry["rows_inversion"] + entry["rows_composition"] for entry in found]),
                     "metrics": {name: summarise([entry[name] for entry in found]) for name in columns},
                 }
             )
@@ -76,7 +66,7 @@ def tabulate(comparison: Comparison, counts: dict[str, int], entries: list[dict]
         "networks": networks.names,
         "missing": networks.missing,
         "interval": about,
-        "rows": rows,
+        "lines": lines,
         "reference": reference and reference.label,
         "differences": [
             {"dataset": dataset, "line": line.label, **paired(line.variant.name, dataset, entries, columns)}
@@ -103,30 +93,30 @@ def _entries_of(variant: str, dataset: str, entries: list[dict]) -> list[dict]:
 def markdown(table: dict) -> str:
     """The table as GitHub shows it, one block per dataset, with notes on whatever is not in a mean."""
     text = [f"# {table['title']}", ""]
-    for dataset in dict.fromkeys(row["dataset"] for row in table["rows"]):
-        rows = [row for row in table["rows"] if row["dataset"] == dataset]
-        columns = list(rows[0]["metrics"])
+    for dataset in dict.fromkeys(line["dataset"] for line in table["lines"]):
+        lines = [line for line in table["lines"] if line["dataset"] == dataset]
+        columns = list(lines[0]["metrics"])
         heads = ["", *(heading(name, table["networks"]) for name in columns)]
         text += [f"## {dataset}", "", *_head([*heads, "evaluations", "samples"])]
-        for row in rows:
-            cells = [_cell(row["metrics"][name]) for name in columns]
-            evaluations = row["nfe"]["mean"]
-            spent = NONE_DEFINED if evaluations is None else f"{evaluations:.4g}"
-            text.append(_line([row["line"], *cells, spent, str(row["samples"])]))
-        if differences := [row for row in table["differences"] if row["dataset"] == dataset]:
+        for line in lines:
+            cells = [_cell(line["metrics"][name]) for name in columns]
+            rows = line["rows"]["mean"]
+            spent = NONE_DEFINED if rows is None else f"{rows:.4g}"
+            text.append(_line([line["line"], *cells, spent, str(line["samples"])]))
+        if differences := [line for line in table["differences"] if line["dataset"] == dataset]:
             text += ["", f"{table['reference']} less the others, on the samples of both:", ""]
             text += _head([*heads, "samples"])
-        for row in differences:
-            cells = [_cell(row["metrics"][name]) for name in columns]
-            text.append(_line([row["line"], *cells, str(row["samples"])]))
+        for line in differences:
+            cells = [_cell(line["metrics"][name]) for name in columns]
+            text.append(_line([line["line"], *cells, str(line["samples"])]))
         text.append("")
     return "\n".join([*text, *(f"- {note}" for note in _notes(table))]) + "\n"
 
 
 def heading(name: str, networks: dict[str, str]) -> str:
     """A column's heading: what was measured, by which network, and which way is better."""
-    head = HEADS[name].replace("LPIPS", networks.get("lpips", "LPIPS"))
-    return f"{head} {'↑' if COLUMNS[name] else '↓'}"
+    metric = METRICS[name]
+    return f"{metric.title(networks)} {'↑' if metric.more_is_better else '↓'}"
 
 
 def _cell(summary: dict) -> str:
@@ -151,12 +141,13 @@ def _notes(table: dict) -> list[str]:
     ]
     notes += [f"{kind.upper()}: {name}." for kind, name in table["networks"].items()]
     notes += [f"The columns of {kind.upper()} are left out: {reason}" for kind, reason in table["missing"].items()]
-    for row in table["rows"]:
-        where = f"{row['line']}, {row['dataset']}"
-        if row["failed"]:
-            notes.append(f"{where}: {row['failed']} of {row['samples'] + row['failed']} samples failed (errors.jsonl).")
-        for name, summary in row["metrics"].items():
+    for line in table["lines"]:
+        where, samples = f"{line['line']}, {line['dataset']}", line["samples"]
+        if failed := line["failed"]:
+            notes.append(f"{where}: {failed} of {samples + failed} samples failed (errors.jsonl).")
+        for name, summary in line["metrics"].items():
+            title = METRICS[name].title(table["networks"])
             for kind in ("infinite", "undefined"):
                 if count := summary[kind]:
-                    notes.append(f"{where}: {HEADS[name]} is {kind} for {count} of {row['samples']}, not averaged.")
+                    notes.append(f"{where}: {title} is {kind} for {count} of {samples}, not averaged.")
     return notes

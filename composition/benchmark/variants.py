@@ -15,7 +15,7 @@ OURS = "ours"  # the variant of our method with the settings that were given
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to compose all samples. name: that of its folder; method: one of baselines.METHODS."""
+    """One way to compose all samples. name: that of its folder; method: a name in methods.METHODS."""
 
     name: str
     method: str

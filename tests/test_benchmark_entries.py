@@ -1,0 +1,102 @@
+"""A new method, a new metric and a new dataset are an entry each, and the benchmark runs on them."""
+
+import csv
+from pathlib import Path
+
+import pytest
+from benchmark_files import draw, read_csv, run, table_of
+from drawn_datasets import draw_br35h
+from PIL import Image
+
+from composition import cli
+from composition.benchmark import Request
+from composition.benchmark import command as benchmark_command
+from composition.benchmark.grid import ORDER
+from composition.benchmark.measures import IDENTITY
+from composition.datasets import DATASETS, Dataset, DatasetError, Published, read_br35h
+from composition.methods import METHODS
+from composition.metrics import METRICS, Metric
+
+EVIDENCE = Path(benchmark_command.__file__).parent / "evidence"
+
+
+def read_phantoms(root) -> Dataset:
+    """A dataset in the layout of Br35H under another name, with another prompt."""
+    heads = read_br35h(root)
+    return Dataset("test-phantoms", "A drawn head", heads.backgrounds, heads.objects, heads.left_out)
+
+
+@pytest.fixture
+def entries(monkeypatch):
+    """One of each. The method pastes; the metric is the mean of the composite."""
+    monkeypatch.setitem(DATASETS, "test-phantoms", Published("drawn heads", read_phantoms, samples=2))
+    monkeypatch.setitem(METHODS, "paste-again", METHODS["copy-paste"])
+    monkeypatch.setitem(METRICS, "brightness", Metric("brightness", True, lambda c: c.composite.mean()))
+
+
+def test_the_benchmark_runs_on_a_new_method_metric_and_dataset(tmp_path, entries):
+    folder = draw_br35h(tmp_path / "phantoms", 2)
+    assert run({"test-phantoms": (folder, 2)}, tmp_path / "out", "paste-again", "sdedit", ablations=["tau"]) == []
+    found = {(entry["id"], entry["variant"]): float(entry["brightness"]) for entry in read_csv(tmp_path / "out")}
+    assert {of for of in found if of[1] in ("paste-again", "sdedit")} == {
+        (f"test-phantoms-00{n}", method) for n in range(2) for method in ("paste-again", "sdedit")
+    }
+    line = table_of(tmp_path / "out")["lines"][0]
+    values = [found[f"test-phantoms-00{n}", "paste-again"] for n in range(2)]
+    assert (line["dataset"], line["line"], line["failed"]) == ("test-phantoms", "paste-again", 0)
+    assert line["metrics"]["brightness"]["mean"] == pytest.approx(sum(values) / 2)
+    text = (tmp_path / "out" / "table.md").read_text()
+    assert "## test-phantoms" in text and "| brightness ↑ |" in text
+    assert "A drawn head" in (tmp_path / "out" / "samples" / "manifest.jsonl").read_text()
+    for name in ("grid.png", "ablation_tau.png", "ablation_tau_grid.png"):
+        Image.open(tmp_path / "out" / name).verify()
+
+
+def test_a_new_method_stands_behind_the_paper_s_in_the_grid(tmp_path, entries, monkeypatch):
+    """Whatever the order of the table is."""
+    captions = []
+    monkeypatch.setattr("PIL.ImageDraw.ImageDraw.text", lambda self, place, text, **_: captions.append(text))
+    parts = draw(tmp_path)
+    assert run({"busi": parts["busi"]}, tmp_path / "out", "paste-again", "sdedit", "copy-paste", shown=(0,)) == []
+    assert captions[:5] == ["background", "object", "copy-paste", "sdedit", "paste-again"]
+    assert set(METHODS) - set(ORDER) == {"paste-again"}
+
+
+def test_a_new_dataset_has_its_options(entries):
+    parser = cli.build_parser("benchmark")
+    options = parser.parse_args(["benchmark", "--out", "out", "--test-phantoms", "here"])
+    assert benchmark_command.request_of(options).parts == {"test-phantoms": (Path("here"), 2)}
+    options = parser.parse_args(
+        ["benchmark", "--out", "out", "--test-phantoms", "here", "--test-phantoms-samples", "7"]
+    )
+    assert benchmark_command.request_of(options).parts == {"test-phantoms": (Path("here"), 7)}
+
+
+def request(**changes) -> Request:
+    sound = {"parts": {"busi": (Path("busi"), 1)}, "seed": 0, "methods": ("ours",), "ablations": (), "shown": (0,)}
+    return Request(**sound | changes)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"parts": {"mnist": (Path("m"), 1)}}, ValueError, "mnist: not among the datasets br35h, busi"),
+        ({"parts": {}}, DatasetError, "no dataset is named; expected the folder of one or more of br35h, busi"),
+        ({"parts": {"busi": (Path("b"), 0)}}, DatasetError, "samples of busi are a whole number from 1 up, got 0"),
+        ({"methods": ("ours", "dream")}, ValueError, "dream: not among the methods copy-paste, "),
+        ({"methods": ()}, ValueError, "no method is named; expected one or more of copy-paste, "),
+        ({"ablations": ("steps",)}, ValueError, "steps: not among the ablations start, tau"),
+    ],
+)
+def test_what_cannot_be_asked_for_is_told_when_it_is_asked(change, error, message):
+    request()
+    with pytest.raises(error, match=message):
+        request(**change)
+
+
+@pytest.mark.parametrize("file", sorted(EVIDENCE.glob("*.csv")), ids=lambda file: file.stem)
+def test_the_evidence_has_the_columns_that_the_benchmark_writes(file):
+    with file.open(newline="") as opened:
+        columns = next(csv.reader(opened))
+    assert tuple(columns[:5]) == IDENTITY
+    assert columns[5:] == [name for name in METRICS if name in columns[5:]]

@@ -34,7 +34,7 @@ TORCHVISION_CONVS = ("features.0", "features.3", "features.6", "features.8", "fe
 
 
 class LPIPS(nn.Module):
-    """The distances (B,) of images (B, 3, H, W) in [-1, 1] from as many, or from one: 0 for equal ones, not bounded.
+    """The distances (B,) of images (B, 3, H, W) in [-1, 1] from as many: 0 for equal ones, and not bounded.
 
     Features after each of AlexNet's five convolutions are normalised over channels; their squared differences, weighted
     per channel, are averaged over the image and summed over the layers (Zhang et al., Eq. 1). The shift-tolerant trunk
@@ -72,17 +72,15 @@ class LPIPS(nn.Module):
 
     @torch.no_grad()
     def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        fit = a.ndim == b.ndim == 4 and a.shape[1:] == b.shape[1:] and len(b) in (1, len(a))
-        if not fit or a.shape[1] != 3 or min(a.shape[2:]) < SMALLEST:
+        if a.ndim != 4 or a.shape != b.shape or a.shape[1] != 3 or min(a.shape[2:]) < SMALLEST:
             raise ValueError(
-                f"LPIPS compares images (B, 3, H, W) with as many of their shape or with one, at least {SMALLEST} "
-                f"pixels high and wide; got {tuple(a.shape)} and {tuple(b.shape)}"
+                f"LPIPS compares images (B, 3, H, W) with as many of their shape, at least {SMALLEST} pixels high and "
+                f"wide; got {tuple(a.shape)} and {tuple(b.shape)}"
             )
         # Image by image: at 512 x 512 the first convolution's map alone takes 66 MB, and figures do not depend on which
         # images they were asked with.
-        references = [self.features(image) for image in b.split(1)] * (len(a) // len(b))
-        pairs = zip(a.split(1), references, strict=True)
-        return torch.cat([self.distance(self.features(image), reference) for image, reference in pairs])
+        pairs = zip(a.split(1), b.split(1), strict=True)
+        return torch.cat([self.distance(self.features(one), self.features(other)) for one, other in pairs])
 
     @torch.no_grad()
     def distance(self, maps_a: list[torch.Tensor], maps_b: list[torch.Tensor]) -> torch.Tensor:

@@ -11,6 +11,8 @@ The paper names LPIPS_bg, LPIPS_fg, CLIP_Image and CLIP_Text and says what each 
 
 All resizing is bicubic with antialiasing, without keeping the aspect (TF-ICON's and so the paper's canvas is square).
 PSNR, SSIM and the seam are taken in the background's own pixels.
+
+METRICS (table.py) is the one table of them; `measure` computes any of them by name, of a Comparison (comparison.py).
 """
 
 from sd21.lazy import lazily

@@ -1,16 +1,22 @@
 """Test problems for `solvers`: data whose denoiser, and for the Gaussian the whole ODE, is known exactly."""
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from solvers import Grid, NoiseSchedule, log_snr
+from solvers import Grid, NoiseSchedule
 
 
 def sd_schedule() -> NoiseSchedule:
     """Stable Diffusion's schedule: sqrt(beta) linear over 1000 training times."""
     return NoiseSchedule.from_betas(torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2)
+
+
+def normal(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Gaussian noise, drawn in float64 whatever its dtype."""
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
 def at(values: Tensor, i: int | Tensor, x: Tensor) -> Tensor:
@@ -43,8 +49,7 @@ class Gaussian:
         return grid.alpha[end] * self.mean + deviation(end) * standard
 
     def sample(self, count: int, seed: int) -> Tensor:
-        noise = torch.randn(count, len(self.mean), dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-        return self.mean + self.variance.sqrt() * noise
+        return self.mean + self.variance.sqrt() * normal(count, len(self.mean), seed=seed)
 
 
 @dataclass(frozen=True)
@@ -56,32 +61,39 @@ class Mixture:
 
     def x0_fn(self, grid: Grid):
         def x0_fn(x: Tensor, i: int | Tensor) -> Tensor:
-            alpha, sigma = at(grid.alpha, i, x)[:, None], at(grid.sigma, i, x)[:, None]
-            means, variance = self.means.to(x), self.variance.to(x)
-            total = alpha**2 * variance + sigma**2
-            offset = x[:, None] - alpha * means  # (N, K, dim)
-            weight = torch.softmax(-0.5 * (offset**2 / total).sum(-1), dim=-1)
-            return (weight[..., None] * (means + alpha * variance / total * offset)).sum(1)
+            return self.denoised(x, at(grid.alpha, i, x), at(grid.sigma, i, x))
 
         return x0_fn
 
-    def solution(self, x: Tensor, schedule: NoiseSchedule, steps: int = 500) -> Tensor:
-        """The probability-flow ODE's state at the clean end from x at the noise end, by the classical Runge-Kutta
-        method of order 4 in lam: z = x / alpha obeys dz/dlam = x0_hat - z."""
-        grid = log_snr(schedule, 2 * steps)  # every second point is a midpoint
-        x0_fn, h = self.x0_fn(grid), (grid.lam[0] - grid.lam[-1]).item() / steps
+    def denoised(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """E[x0 | x]; alpha and sigma (N, 1) or (1, 1)."""
+        alpha, sigma = alpha[:, None], sigma[:, None]
+        means, variance = self.means.to(x), self.variance.to(x)
+        total = alpha**2 * variance + sigma**2
+        offset = x[:, None] - alpha * means  # (N, K, dim)
+        weight = torch.softmax(-0.5 * (offset**2 / total).sum(-1), dim=-1)
+        return (weight[..., None] * (means + alpha * variance / total * offset)).sum(1)
 
-        def slope(z: Tensor, i: int) -> Tensor:
-            return x0_fn(grid.alpha[i] * z, i) - z
+    def solution(self, x: Tensor, grid: Grid, start: int, end: int, longest: float = 0.01) -> Tensor:
+        """The probability-flow ODE's state at `end`, by the classical Runge-Kutta method of order 4 in lam, in steps of
+        at most `longest`: z = x / alpha obeys dz/dlam = x0_hat - z."""
+        begin, length = grid.lam[start], (grid.lam[end] - grid.lam[start]).item()
+        steps = math.ceil(abs(length) / longest)
+        h = length / steps
 
-        z = x / grid.alpha[-1]
-        for i in range(2 * steps, 0, -2):
-            k1 = slope(z, i)
-            k2 = slope(z + h / 2 * k1, i - 1)
-            k3 = slope(z + h / 2 * k2, i - 1)
-            k4 = slope(z + h * k3, i - 2)
+        def slope(z: Tensor, done: float) -> Tensor:
+            lam = (begin + done * h).view(1, 1)
+            alpha, sigma = torch.sigmoid(2 * lam).sqrt(), torch.sigmoid(-2 * lam).sqrt()
+            return self.denoised(alpha * z, alpha, sigma) - z
+
+        z = x / grid.alpha[start]
+        for step in range(steps):
+            k1 = slope(z, step)
+            k2 = slope(z + h / 2 * k1, step + 0.5)
+            k3 = slope(z + h / 2 * k2, step + 0.5)
+            k4 = slope(z + h * k3, step + 1)
             z = z + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
-        return grid.alpha[0] * z
+        return grid.alpha[end] * z
 
     def sample(self, count: int, seed: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
@@ -95,6 +107,10 @@ def anisotropic_gaussian() -> Gaussian:
 
 def mixture(dim: int = 16, components: int = 8, seed: int = 0, spread: float = 1.0, width: float = 0.3) -> Mixture:
     """`components` means drawn from N(0, spread²), each of standard deviation `width`."""
-    generator = torch.Generator().manual_seed(seed)
-    means = spread * torch.randn(components, dim, dtype=torch.float64, generator=generator)
+    means = spread * normal(components, dim, seed=seed)
     return Mixture(means, torch.full((dim,), width**2, dtype=torch.float64))
+
+
+def small_mixture() -> Mixture:
+    """Four wide components in three dimensions, whose ODE is smooth enough for orders to be measured."""
+    return mixture(dim=3, components=4, width=0.7)

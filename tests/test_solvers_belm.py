@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from analytic_models import anisotropic_gaussian, mixture, sd_schedule
+from analytic_models import anisotropic_gaussian, mixture, normal, sd_schedule
 
 from solvers import belm_denoise, belm_image_pair, belm_invert, belm_start, discrete, log_snr, time_uniform
 
@@ -26,8 +26,7 @@ def test_a_pair_goes_up_and_down_exactly(start, dtype, bar):
     assert relative(back[0] - x0, x0) < bar and relative(back[1] - image_pair[1], image_pair[1]) < bar
     assert back[0].dtype == dtype
 
-    noise = torch.randn(8, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).to(dtype)
-    began = belm_start(noise, GRID, X0_FN, start=start)
+    began = belm_start(normal(8, 16, seed=1, dtype=dtype), GRID, X0_FN, start=start)
     again = belm_invert(belm_denoise(began, GRID, X0_FN, start=start), GRID, X0_FN, start=start)
     assert relative(again[0] - began[0], began[0]) < bar and relative(again[1] - began[1], began[1]) < bar
 
@@ -41,7 +40,7 @@ def test_one_state_alone_is_not_inverted():
 
 def test_order_two_on_data_with_a_known_solution():
     data, errors = anisotropic_gaussian(), []
-    noise = torch.randn(16, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    noise = normal(16, 4, seed=0)
     for steps in (40, 80, 160, 320):
         grid = log_snr(SCHEDULE, steps)
         x0_fn = data.x0_fn(grid)

@@ -1,10 +1,11 @@
-"""What each named grid and table is and refuses; test_solvers_diffusers.py and _reference.py compare values."""
+"""What each named grid is and refuses, and its parts; test_solvers_diffusers.py and _reference.py compare values."""
 
 import pytest
 import torch
 from analytic_models import sd_schedule
 
-from solvers import Grid, StepTable, ddim, discrete, dpm_solver_pp_2m, exponential_ab2, log_snr, time_uniform
+from solvers import GRIDS as BY_NAME
+from solvers import Grid, discrete, log_snr, time_uniform
 
 SCHEDULE = sd_schedule()
 GRIDS = (
@@ -43,8 +44,6 @@ def test_log_snr_is_even_in_lam_between_the_same_ends():
 def test_a_final_sigma_of_zero_is_clean_data():
     grid = GRIDS[4]
     assert (grid.alpha[0].item(), grid.sigma[0].item(), grid.lam[0].item()) == (1, 0, float("inf"))
-    for table in (ddim(grid), dpm_solver_pp_2m(grid), exponential_ab2(grid)):
-        assert table.row(1) == (0, 1, 0)  # x[0] is the data prediction itself
 
 
 def test_the_steps_offset_shifts_the_leading_times():
@@ -52,35 +51,38 @@ def test_the_steps_offset_shifts_the_leading_times():
     assert (offset.t[1:] - plain.t[1:]).tolist() == [1] * 20
 
 
+def test_the_named_grids_are_those_that_a_schedule_and_steps_determine():
+    assert BY_NAME == {"time_uniform": time_uniform, "log_snr": log_snr}
+
+
+FIELDS = ("t", "alpha", "sigma", "lam")
+
+
 @by_name
-@pytest.mark.parametrize("build", (ddim, dpm_solver_pp_2m, exponential_ab2))
-def test_a_constant_data_prediction_is_integrated_exactly(grid, build):
-    """b + c is the first-order weight, so that any row moves along alpha x0 + sigma noise when x0 does not change."""
-    table = build(grid)
-    assert torch.isnan(torch.stack([table.a[0], table.b[0], table.c[0]])).all()
-    for i in range(1, 21):
-        a, b, c = table.row(i)
-        # alpha[i-1] = a alpha[i] + b + c and sigma[i-1] = a sigma[i]; b and c are up to 4 and cancel.
-        assert a * grid.alpha[i] + b + c == pytest.approx(grid.alpha[i - 1].item(), abs=1e-14)
-        assert a * grid.sigma[i] == pytest.approx(grid.sigma[i - 1].item(), rel=1e-15)
-        assert table.row(i, first=True) == (a, b + c, 0)
+@pytest.mark.parametrize("start", (1, 6, 20))
+def test_a_part_of_a_grid_keeps_its_indices(grid, start):
+    part = grid.until(start)
+    assert part.steps == start
+    assert part is grid if start == 20 else part.name == f"{grid.name} until {start}"
+    for field in FIELDS:
+        assert torch.equal(getattr(part, field), getattr(grid, field)[: start + 1])
 
 
-@pytest.mark.parametrize("build", (dpm_solver_pp_2m, exponential_ab2))
-def test_which_rows_are_first_order(build):
-    grid = GRIDS[0]
-    first = ddim(grid)
-    assert [i for i in range(1, 21) if build(grid).c[i] == 0] == [20]
-    final = build(grid, lower_order_final=True)
-    assert [i for i in range(1, 21) if final.c[i] == 0] == [1, 20]
-    assert final.row(1) == first.row(1) and final.row(20) == first.row(20)
+@by_name
+def test_a_reversed_grid_is_the_same_times_upside_down(grid):
+    upside_down = grid.reversed()
+    assert upside_down.rises and not grid.rises
+    assert upside_down.name == f"{grid.name} reversed"
+    for field in FIELDS:
+        assert [getattr(upside_down, field)[j].item() for j in range(21)] == [
+            getattr(grid, field)[20 - j].item() for j in range(21)
+        ]
 
 
-def test_the_last_row_of_2m_on_the_papers_grid():
-    """The weights that make this row hard to invert: +3.4 and -2.4 of the first-order weight, from r = 0.206."""
-    grid = GRIDS[0]
-    first, (_, b, c) = ddim(grid).row(1)[1], dpm_solver_pp_2m(grid).row(1)
-    assert b / first == pytest.approx(3.42, abs=0.01) and c / first == pytest.approx(-2.42, abs=0.01)
+@pytest.mark.parametrize("start", (0, -1, 21, 6.0, None))
+def test_a_part_past_the_grid_is_refused(start):
+    with pytest.raises(ValueError, match=r"start must be an index of 1\.\.20 on time_uniform\(20\), got"):
+        GRIDS[0].until(start)
 
 
 @pytest.mark.parametrize("steps", (0, -1, 2.5, "20"))
@@ -106,18 +108,12 @@ def test_discrete_refuses_what_it_cannot_place(settings, message):
         discrete(SCHEDULE, **settings)
 
 
-def test_hand_made_grids_and_tables_are_checked():
+def test_hand_made_grids_are_checked():
     grid = GRIDS[0]
-    table = ddim(grid)
     with pytest.raises(ValueError, match="sigma must be float64"):
         Grid("half", grid.t, grid.alpha, grid.sigma.float(), grid.lam)
     with pytest.raises(ValueError, match="lam must be float64 of shape"):
         Grid("short", grid.t, grid.alpha, grid.sigma, grid.lam[1:])
-    with pytest.raises(ValueError, match="out of order"):
-        Grid("reversed", grid.t.flip(0), grid.alpha.flip(0), grid.sigma.flip(0), grid.lam.flip(0))
-    with pytest.raises(ValueError, match="b must be float64 of shape"):
-        StepTable("short", table.a, table.b[1:], table.c)
-    with pytest.raises(ValueError, match="b holds non-finite numbers"):
-        StepTable("infinite", table.a, torch.full_like(table.b, torch.inf), table.c)
-    with pytest.raises(ValueError, match=r"c\[20\] is 1, must be 0"):
-        StepTable("no history", table.a, table.b, torch.ones_like(table.c))
+    for indices in ([0, 2, 1], [2, 0, 1], [1, 1]):
+        with pytest.raises(ValueError, match="coincide or are out of order"):
+            Grid("shuffled", *(getattr(grid, field)[indices] for field in FIELDS))

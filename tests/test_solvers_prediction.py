@@ -1,10 +1,10 @@
-"""From eps and v to x0, guidance (Eq. 6), batches of many indices, and evaluation counts."""
+"""From eps and v to x0, guidance (Eq. 6), and the calls of the network: their rows, their size, their count."""
 
 import pytest
 import torch
-from analytic_models import anisotropic_gaussian, at, sd_schedule
+from analytic_models import anisotropic_gaussian, at, normal, sd_schedule
 
-from solvers import data_prediction, discrete, log_snr, time_uniform
+from solvers import CallRows, data_prediction, discrete, log_snr, time_uniform
 from solvers.prediction import predict
 
 GRID = time_uniform(sd_schedule(), 20)
@@ -13,7 +13,7 @@ TEXT, NULL = torch.full((1, 2, 4), 0.5, dtype=torch.float64), torch.full((1, 2, 
 
 
 def states(rows=5, dtype=torch.float64):
-    return torch.randn(rows, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(dtype)
+    return normal(rows, 4, seed=0, dtype=dtype)
 
 
 def exact_network(prediction_type, grid):
@@ -78,7 +78,7 @@ def test_guidance_is_equation_6(scale):
     torch.testing.assert_close(x0_fn(x, 9), expected, rtol=1e-12, atol=1e-12)
 
 
-def test_evaluations_count_network_rows():
+def test_rows_are_counted():
     calls = []
 
     def network(x, t, context):
@@ -91,8 +91,8 @@ def test_evaluations_count_network_rows():
         x0_fn(states(5), 3)
         x0_fn(states(2), 4)
     assert calls == [5, 2, 10, 4]  # one call each: condition and null share a batch
-    assert (single.rows_per_state, single.evaluations) == (1, 7)
-    assert (guided.rows_per_state, guided.evaluations) == (2, 14)
+    assert (single.rows_per_state, single.rows) == (1, 7)
+    assert (guided.rows_per_state, guided.rows) == (2, 14)
 
 
 def test_a_context_per_state_stays_with_its_state():
@@ -104,6 +104,71 @@ def test_a_context_per_state_stays_with_its_state():
         assert torch.equal(x0_fn(x, 8)[n], alone(x[n : n + 1], 8)[0])
     with pytest.raises(ValueError, match="a context of 5 rows does not fit 4 states"):
         x0_fn(states(4), 8)
+
+
+def watched_prediction(calls, **settings):
+    """Guided, with a context per image; `calls` collects what on_call was told and what the network then got."""
+    contexts = torch.linspace(-1, 1, 3, dtype=torch.float64).view(3, 1, 1).expand(3, 2, 4)
+
+    def network(x, t, context):
+        calls[-1] += (x, t, context)
+        return plain_network(x, t, context)
+
+    return data_prediction(
+        network,
+        GRID,
+        "epsilon",
+        contexts,
+        null_context=NULL,
+        scale=2.5,
+        on_call=lambda rows: calls.append([rows]),
+        **settings,
+    )
+
+
+@pytest.mark.parametrize("max_batch", (None, 1, 3, 7, 100))
+def test_on_call_knows_every_row_of_every_call(max_batch):
+    calls = []
+    x0_fn = watched_prediction(calls, max_batch=max_batch)
+    x, i, images = states(5), torch.tensor([20, 3, 4, 1, 11]), torch.tensor([2, 0, 0, 1, 2])
+    x0_fn.for_images(images)(x, i)
+    sizes = [len(rows.i) for rows, *_ in calls]
+    assert sum(sizes) == 10 == x0_fn.rows and max(sizes) == min(max_batch or 10, 10)
+    for rows, x_seen, t, context in calls:
+        assert isinstance(rows, CallRows) and {rows.i.dtype, rows.images.dtype, rows.contexts.dtype} == {torch.int64}
+        assert len(rows.i) == len(rows.images) == len(rows.contexts) == len(x_seen)
+        assert torch.equal(t, GRID.t[rows.i])
+        for n in range(len(x_seen)):
+            row = (i == rows.i[n]).nonzero().item()  # the indices are all different, and name the state
+            assert images[row] == rows.images[n] and torch.equal(x_seen[n], x[row])
+            expected = x0_fn.contexts[0][rows.images[n]] if rows.contexts[n] == 0 else NULL[0]
+            assert torch.equal(context[n], expected)
+    everything = torch.cat([torch.stack([rows.i, rows.contexts]) for rows, *_ in calls], dim=1)
+    assert sorted(everything.T.tolist()) == sorted([n, context] for n in i.tolist() for context in (0, 1))
+
+
+@pytest.mark.parametrize("max_batch", (1, 3, 7, 100))
+def test_max_batch_changes_no_bit(max_batch):
+    """Every operation of this network is by element."""
+    x, i, images = states(5), torch.tensor([20, 3, 4, 1, 11]), torch.tensor([2, 0, 0, 1, 2])
+    whole = watched_prediction([]).for_images(images)(x, i)
+    assert torch.equal(watched_prediction([], max_batch=max_batch).for_images(images)(x, i), whole)
+
+
+def test_row_n_is_image_n_unless_told():
+    calls = []
+    x0_fn = watched_prediction(calls)
+    x = states(3)
+    assert torch.equal(x0_fn(x, 7), x0_fn.for_images(torch.arange(3))(x, 7))
+    assert [rows.images.tolist() for rows, *_ in calls] == [[0, 1, 2, 0, 1, 2]] * 2
+    with pytest.raises(ValueError, match="a context of 3 rows does not reach to image 3"):
+        x0_fn.for_images(torch.tensor([0, 3]))
+
+
+@pytest.mark.parametrize("max_batch", (0, -1, 2.5))
+def test_a_max_batch_that_is_none_is_refused(max_batch):
+    with pytest.raises(ValueError, match="max_batch must be a whole number, 1 or more"):
+        data_prediction(plain_network, GRID, "epsilon", TEXT, max_batch=max_batch)
 
 
 @pytest.mark.parametrize("i", (21, -1, torch.tensor([0, 1, 2, 3, 21]), torch.tensor([1, 2]), 2.0, torch.ones(5)))

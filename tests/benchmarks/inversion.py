@@ -1,13 +1,15 @@
 """The inversion table: method x start x scale x dtype, as Markdown.
 
     python tests/benchmarks/inversion.py [--model small|mini|FOLDER] [--images 4] [--steps 20] [--starts 6,20]
+        [--solver dpm_solver_pp_2m]
 
-Errors are round trips through the unmodified sampler from x[start] alone, the worst image. Evaluations are per image,
-guided ones counted twice and the measured round trips included. Time is in multiples of the naive inversion's.
-"small" is the tests' random UNet; any other model is what `sd21.load` takes.
+Errors are round trips through the unmodified sampler from x[start] alone, the worst image. Rows are those through the
+network, per image: both of a guided evaluation, and those of the measured round trips. Time is in multiples of the
+naive inversion's. "small" is the tests' random UNet; any other model is what `sd21.load` takes.
 """
 
 import argparse
+import functools
 import platform
 import sys
 import time
@@ -17,7 +19,11 @@ import torch
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
+from round_trips import round_trip_errors, smooth_latents  # noqa: E402
+
 from solvers import (  # noqa: E402
+    INVERSIONS,
+    SOLVERS,
     NoiseSchedule,
     belm_denoise,
     belm_image_pair,
@@ -25,12 +31,11 @@ from solvers import (  # noqa: E402
     belm_start,
     data_prediction,
     denoise,
-    dpm_solver_pp_2m,
     invert,
     time_uniform,
 )
 
-METHODS = ("naive", "frozen", "joint", "defect")
+METHODS = sorted(INVERSIONS, key=lambda name: INVERSIONS[name].exact)  # naive first, whose time is the unit
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -54,15 +59,6 @@ def network_and_contexts(model, dtype):
     return unet, schedule, loaded.prediction_type, context, null_context, (4, side, side)
 
 
-def smooth_latents(count, shape):
-    """Latents that no sampler made: noise with the 1/f spectrum of photographs, of unit variance; seed 5."""
-    noise = torch.randn(count, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
-    height, width = shape[1:]
-    frequency = (torch.fft.fftfreq(height)[:, None] ** 2 + torch.fft.rfftfreq(width)[None] ** 2).sqrt()
-    latents = torch.fft.irfft2(torch.fft.rfft2(noise) / (0.4 / height + frequency), s=(height, width))
-    return latents / latents.std()
-
-
 def worst(x, reference):
     return ((x - reference).flatten(1).norm(dim=1) / reference.flatten(1).norm(dim=1)).max().item()
 
@@ -81,6 +77,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="small")
     parser.add_argument("--images", type=int, default=4)
+    parser.add_argument("--solver", choices=SOLVERS, default="dpm_solver_pp_2m")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--starts", default="6,20")
     parser.add_argument("--scales", default="1,2.5,5")
@@ -88,11 +85,11 @@ def main():
     parser.add_argument("--max-sweeps", type=int, default=100)
     options = parser.parse_args()
     print(
-        f"{options.model} UNet, {options.images} images, DPM-Solver++(2M) on time_uniform({options.steps}); torch "
+        f"{options.model} UNet, {options.images} images, {options.solver} on time_uniform({options.steps}); torch "
         f"{torch.__version__}, {torch.get_num_threads()} threads, {platform.processor() or platform.machine()}\n"
     )
     columns = ["latents", "dtype", "scale", "start", "last step", "method", "worst error", "converged"]
-    print("|", " | ".join([*columns, "evaluations (mean, max)", "time"]), "|")
+    print("|", " | ".join([*columns, "rows (mean, max)", "time"]), "|")
     print("|---" * 10 + "|")
     for dtype_name in options.dtypes.split(","):
         dtype = DTYPES[dtype_name]
@@ -100,32 +97,34 @@ def main():
         grid = time_uniform(schedule, options.steps)
         for scale in map(float, options.scales.split(",")):
             x0_fn = data_prediction(unet, grid, prediction_type, context, null_context=null_context, scale=scale)
-            for order in (2, 1):
-                table = dpm_solver_pp_2m(grid, lower_order_final=order == 1)
+            for lower_order_final in (False, True):
+                solver = functools.partial(SOLVERS[options.solver], lower_order_final=lower_order_final)
                 noise = torch.randn(options.images, *shape, generator=torch.Generator().manual_seed(1)).to(dtype)
                 with torch.no_grad():
                     sources = {
-                        "smooth": smooth_latents(options.images, shape).to(dtype),
-                        "generated": denoise(noise, grid, table, x0_fn),
+                        "smooth": smooth_latents(options.images, shape, dtype),
+                        "generated": denoise(noise, grid, solver(grid), x0_fn),
                     }
                 for source, x0 in sources.items():
                     for start in map(int, options.starts.split(",")):
-                        row = f"| {source} | {dtype_name} | {scale:g} | {start} | order {order} |"
-                        print_rows(row, x0, grid, table, x0_fn, start, options.max_sweeps)
+                        last = "first order" if lower_order_final else "full order"
+                        row = f"| {source} | {dtype_name} | {scale:g} | {start} | {last} |"
+                        print_rows(row, x0, grid, solver, x0_fn, start, options.max_sweeps)
 
 
-def print_rows(row, x0, grid, table, x0_fn, start, max_sweeps):
+def print_rows(row, x0, grid, solver, x0_fn, start, max_sweeps):
     naive_seconds = None
     for method in METHODS:
         began = time.perf_counter()
         limits = {"max_sweeps": max_sweeps, "on_failure": "return"}
-        report = invert(x0, grid, table, x0_fn, start=start, method=method, **limits).report
+        inversion = invert(x0, grid, solver, x0_fn, start=start, method=method, **limits)
         seconds = time.perf_counter() - began
         naive_seconds = naive_seconds or seconds
-        cost = f"{report.nfe.double().mean():.0f}, {int(report.nfe.max())} | {seconds / naive_seconds:.1f}"
-        converged = f"{int(report.converged.sum())}/{len(x0)} at {report.tol:.0e}"
-        print(f"{row} {method} | {report.residual.max():.1e} | {converged} | {cost} |", flush=True)
-    if "lower_order_final" not in table.name:
+        cost = f"{inversion.rows.double().mean():.0f}, {inversion.rows.max()} | {seconds / naive_seconds:.1f}"
+        converged = f"{inversion.converged.sum()}/{len(x0)} at {inversion.reports[0].tolerance:.0e}"
+        error = round_trip_errors(inversion.states, grid, solver, x0_fn).max()
+        print(f"{row} {method} | {error:.1e} | {converged} | {cost} |", flush=True)
+    if not solver.keywords["lower_order_final"]:
         seconds, results = belm_rows(x0, grid, x0_fn, start)
         for name, error in results:
             cost = f"{start * x0_fn.rows_per_state} | {seconds / naive_seconds:.1f}"

@@ -1,0 +1,22 @@
+"""What the tests and the benchmark of inversion share: the round trip measured by themselves, and latents to invert."""
+
+import torch
+from torch import Tensor
+
+from solvers import Grid, Solver, denoise
+
+
+def round_trip_errors(states: Tensor, grid: Grid, solver: Solver, x0_fn) -> Tensor:
+    """(B,) float64: |denoise(x[start]) - x0| / |x0| of inverted states (start + 1, B, ...), from x[start] alone."""
+    x0, run = states[0], grid.until(len(states) - 1)
+    back = denoise(states[-1], run, solver(run), x0_fn)
+    return ((back - x0).flatten(1).norm(dim=1) / x0.flatten(1).norm(dim=1)).double()
+
+
+def smooth_latents(count: int, shape: tuple[int, int, int], dtype: torch.dtype) -> Tensor:
+    """Latents that no sampler made: noise with the 1/f spectrum of photographs, of unit variance; seed 5."""
+    noise = torch.randn(count, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    height, width = shape[1:]
+    frequency = (torch.fft.fftfreq(height)[:, None] ** 2 + torch.fft.rfftfreq(width)[None] ** 2).sqrt()
+    latents = torch.fft.irfft2(torch.fft.rfft2(noise) / (0.4 / height + frequency), s=(height, width))
+    return (latents / latents.std()).to(dtype)

@@ -213,9 +213,7 @@ def _compose_one(request, options: argparse.Namespace, load_model: Callable, inv
     model = load_model()
     seconds = {"load": time.perf_counter() - begin}
     progress = None if options.quiet else partial(tqdm, leave=False)
-    composition = compose(
-        model, *sample, settings, method=options.method, inversions=inversions, progress=progress
-    )
+    composition = compose(model, *sample, settings, method=options.method, inversions=inversions, progress=progress)
     write_image(options.out / "composite.png", composition.image)
     write_image(options.out / "mask.png", composition.mask)
     with atomic(options.out / "figure.png") as temporary:

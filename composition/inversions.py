@@ -2,8 +2,8 @@
 
 A trajectory depends on the scan as it lies on the canvas, the model, the run that inverts it and the settings of the
 inversion, and on nothing else: a background that takes many tumours is inverted for the first of them alone, and
-neither it nor a tumour in its place is inverted again for another prompt, guidance or tau. A method looks both up in any
-mapping from `inversion_key` to `Trajectory`; a dict keeps them in memory.
+neither it nor a tumour in its place is inverted again for another prompt, guidance or tau. A method looks both up in
+any mapping from `inversion_key` to `Trajectory`; a dict keeps them in memory.
 """
 
 from __future__ import annotations
@@ -71,9 +71,7 @@ def invert_latents(
     return [Trajectory(inversion.states[:, row].clone(), report) for row, report in enumerate(inversion.reports)]
 
 
-def inversion_key(
-    model: Model, image: torch.Tensor, token: int, settings: Settings, grid: Grid, solver: Solver
-) -> str:
+def inversion_key(model: Model, image: torch.Tensor, token: int, settings: Settings, grid: Grid, solver: Solver) -> str:
     """A SHA-256 over all that a trajectory depends on.
 
     image: the scan on the canvas, (3, h, w). grid: from the clean end to the last inverted state. The numbers of the

@@ -40,7 +40,9 @@ class Sample:
                     "Scan(pixels) makes one of an array"
                 )
         if not isinstance(self.prompt, str | None):
-            raise TypeError(f"the prompt is {_described(self.prompt)}; expected a text, or None for the exceptional prompt")
+            raise TypeError(
+                f"the prompt is {_described(self.prompt)}; expected a text, or None for the exceptional prompt"
+            )
 
     def __iter__(self) -> Iterator:
         """The fields in their order, as `compose(model, *sample, settings)` takes them."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Site:
-    """Where in the UNet an attention layer sits, the grid its queries lie on during this call, and what the call is for.
+    """Where in the UNet an attention layer sits, the grid its queries lie on in this call, and what the call is for.
 
     call: whatever the caller of the network has said of the call by `describe_calls`; None where nobody has said
         anything. Inside a composition it is a `composition.Call`: the stage, and for every row of q, k and v the index

@@ -1,4 +1,4 @@
-"""Samples drawn by arithmetic, and what the model double makes of them, step by step: for tests that know the answer."""
+"""Samples drawn by arithmetic, and what the model double makes of them, step by step."""
 
 import numpy as np
 import torch

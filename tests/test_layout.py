@@ -1,4 +1,4 @@
-"""The frame of the house: who may import whom, what modules are called, and what is not imported before it is needed."""
+"""The frame of the house: who may import whom, what modules are called, and what is not imported too early."""
 
 import ast
 import importlib
@@ -68,7 +68,12 @@ def test_imports_point_down(path):
 def test_every_way_to_import_is_seen(tmp_path):
     path = tmp_path / "composition" / "scans" / "wrong.py"
     path.parent.mkdir(parents=True)
-    lines = ["import composition.runs.batch", "from ..methods import compose", "from .. import cli", "from . import dicom"]
+    lines = [
+        "import composition.runs.batch",
+        "from ..methods import compose",
+        "from .. import cli",
+        "from . import dicom",
+    ]
     path.write_text("def f():\n" + "".join(f"    {line}\n" for line in lines))
     found = [place_of(name) for name in sorted(imported(path, tmp_path))]
     assert found == ["cli", "methods", "runs", "scans"]
@@ -83,7 +88,9 @@ def test_no_module_bears_the_name_of_a_public_function_of_its_package(package):
             submodule = importlib.import_module(f"{name}.{path.stem}")
             assert getattr(module, path.stem) is submodule, f"{name}.{path.stem} is not the module of that name"
     public = [getattr(module, one) for one in getattr(module, "__all__", ())]
-    assert not {one.__name__ for one in public if inspect.isfunction(one)} & {path.stem for path in package.glob("*.py")}
+    assert not {one.__name__ for one in public if inspect.isfunction(one)} & {
+        path.stem for path in package.glob("*.py")
+    }
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -77,7 +77,7 @@ def compose(
         raise TypeError(f"method is one of {', '.join(METHODS)}, or a function of a Frame; got {method!r}")
     sample = Sample(background, obj, object_mask, user_mask, prompt)
     schedule = NoiseSchedule.from_alphas_cumprod(model.alphas_cumprod)
-    frame = Frame.of(
+    frame = Frame(
         model,
         sample,
         settings,

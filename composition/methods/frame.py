@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from solvers import DataPrediction, Grid, InversionReport, Solver, sample
+from solvers import DataPrediction, Grid, InversionReport, Solver, StepTable
+from solvers import sample as sampling_run
 
 from .. import blending, prompts
 from ..calls import predicting
@@ -64,94 +65,67 @@ class Composition:
 
 @dataclass(eq=False)
 class Frame:
-    """One sample on the canvas, and all that a method may ask for. `Frame.of` makes it.
+    """One sample on the canvas, and all that a method may ask for.
 
-    grid, solver: the time grid, and the function that makes the solver's table on a grid; `table` is the one on `grid`.
-    background, obj: images (1, 3, h, w) in [-1, 1]; obj is the placed object with its tissue.
-    m_obj, m_user: masks (1, 1, h / 8, w / 8) of zeros and ones on the latent grid.
-    inversions: a mapping that outlives the frame, or None. on_state: called with every (i, x, D) of the composition.
-    keep_trajectories: whether the result holds them.
-    rows, seconds, inversion, reused, trajectories: what the method has spent and found so far, as Composition has it.
+    grid: the time grid. solver: the function that makes the solver's table on a grid. inversions: a mapping that
+    outlives the frame, or None. on_state: called with every (i, x, D) of the composition. keep_trajectories: whether
+    the result holds them.
+
+    Made from these: table, the solver's on the whole grid; token, the exceptional prompt's; placement; background and
+    obj, images (1, 3, h, w) in [-1, 1], where obj is the placed object with its tissue; m_obj and m_user, masks
+    (1, 1, h / 8, w / 8) of zeros and ones on the latent grid. rows, seconds, inversion, reused and trajectories are
+    what the method has spent and found so far, as Composition has them.
+
+    Raises PlacementError for what cannot be placed or is too small for the latent grid, ValueError for a token that the
+    model does not have, a start beyond the grid, and a table that does not fit it; the network has not run then.
     """
 
     model: Model
     sample: Sample
     settings: Settings
-    token: int
     grid: Grid
     solver: Solver
-    placement: Placement
-    background: torch.Tensor
-    obj: torch.Tensor
-    m_obj: torch.Tensor
-    m_user: torch.Tensor
-    inversions: MutableMapping[str, Trajectory] | None
-    on_state: OnState | None
-    keep_trajectories: bool
-    progress: Callable | None
-    rows: dict[str, int] = field(default_factory=lambda: {"inversion": 0, "composition": 0})
-    seconds: dict[str, float] = field(default_factory=dict)
-    inversion: dict[str, InversionReport] = field(default_factory=dict)
-    reused: dict[str, bool] = field(default_factory=dict)
-    trajectories: dict[str, Trajectory] = field(default_factory=dict)
+    inversions: MutableMapping[str, Trajectory] | None = None
+    on_state: OnState | None = None
+    keep_trajectories: bool = False
+    progress: Callable | None = None
+
+    table: StepTable = field(init=False)
+    token: int = field(init=False)
+    placement: Placement = field(init=False)
+    background: torch.Tensor = field(init=False)
+    obj: torch.Tensor = field(init=False)
+    m_obj: torch.Tensor = field(init=False)
+    m_user: torch.Tensor = field(init=False)
+    rows: dict[str, int] = field(init=False, default_factory=lambda: {"inversion": 0, "composition": 0})
+    seconds: dict[str, float] = field(init=False, default_factory=dict)
+    inversion: dict[str, InversionReport] = field(init=False, default_factory=dict)
+    reused: dict[str, bool] = field(init=False, default_factory=dict)
+    trajectories: dict[str, Trajectory] = field(init=False, default_factory=dict)
 
     def __post_init__(self):
+        model, sample, start = self.model, self.sample, self.settings.start
+        self.token = prompts.exceptional_token(model, self.settings.exceptional_token)
+        if start > self.grid.steps:
+            raise ValueError(f"start is an index of 1..{self.grid.steps} on {self.grid.name}, got {start}")
         self.table = self.solver(self.grid)
         self.table.check_fits(self.grid)
-
-    @classmethod
-    def of(
-        cls,
-        model: Model,
-        sample: Sample,
-        settings: Settings,
-        grid: Grid,
-        solver: Solver,
-        *,
-        inversions: MutableMapping[str, Trajectory] | None = None,
-        on_state: OnState | None = None,
-        keep_trajectories: bool = False,
-        progress: Callable | None = None,
-    ) -> Frame:
-        """Place the sample and bring it to the canvas.
-
-        Raises PlacementError for what cannot be placed or is too small for the latent grid, ValueError for a token the
-        model does not have, a start beyond the grid, and a table that does not fit it; the network has not run then.
-        """
-        if settings.start > grid.steps:
-            raise ValueError(f"start is an index of 1..{grid.steps} on {grid.name}, got {settings.start}")
-        token = prompts.exceptional_token(model, settings.exceptional_token)
-        placement = place(sample.background, sample.obj, sample.object_mask, sample.user_mask)
+        self.placement = place(sample.background, sample.obj, sample.object_mask, sample.user_mask)
         canvas = canvas_of(model, sample.background.size)
+        self.background, self.obj = (
+            to_canvas(values, canvas)[None].to(model.device)
+            for values in (sample.background.values(), self.placement.image)
+        )
         cells = tuple(side // model.vae.config.factor for side in canvas)
-        m_obj, m_user = (
-            to_latent_mask(mask, cells)[None].to(model.device) for mask in (placement.object_mask, placement.user_mask)
+        self.m_obj, self.m_user = (
+            to_latent_mask(mask, cells)[None].to(model.device)
+            for mask in (self.placement.object_mask, self.placement.user_mask)
         )
-        if not m_obj.any():
+        if not self.m_obj.any():
             raise PlacementError(
-                f"the object covers {placement.object_mask.sum()} pixels of {sample.background.name}, less than half "
-                f"of any cell of the {cells[0]}x{cells[1]} latent grid; use a larger user mask"
+                f"the object covers {self.placement.object_mask.sum()} pixels of {sample.background.name}, less than "
+                f"half of any cell of the {cells[0]}x{cells[1]} latent grid; use a larger user mask"
             )
-        background, obj = (
-            to_canvas(values, canvas)[None].to(model.device) for values in (sample.background.values(), placement.image)
-        )
-        return cls(
-            model=model,
-            sample=sample,
-            settings=settings,
-            token=token,
-            grid=grid,
-            solver=solver,
-            placement=placement,
-            background=background,
-            obj=obj,
-            m_obj=m_obj,
-            m_user=m_user,
-            inversions=inversions,
-            on_state=on_state,
-            keep_trajectories=keep_trajectories,
-            progress=progress,
-        )
 
     def encode(self, *images: torch.Tensor) -> torch.Tensor:
         """Canvas images (1, 3, h, w) as latents (B, C, h / 8, w / 8), one for each."""
@@ -230,7 +204,8 @@ class Frame:
         """
         run = self.grid if history else self.grid.until(start)
         table = self.table if history else self.solver(run)
-        for i, x, x0 in sample(x, run, table, x0_fn, start=start, history=history, edit=edit, progress=self.progress):
+        states = sampling_run(x, run, table, x0_fn, start=start, history=history, edit=edit, progress=self.progress)
+        for i, x, x0 in states:
             if self.on_state is not None:
                 self.on_state(i, x, x0)
         return x

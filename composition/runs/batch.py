@@ -38,7 +38,8 @@ from .store import InversionStore
 class Summary:
     """What a run of `batch` did. rows: read; written, kept: made now, or by an earlier run; bad: see errors.jsonl.
 
-    reused: backgrounds and objects that had been inverted before; saved_rows: the rows through the UNet that this spared.
+    reused: backgrounds and objects that had been inverted before; saved_rows: the rows through the UNet that this
+    spared.
     """
 
     rows: int

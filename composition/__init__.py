@@ -1,4 +1,6 @@
-"""Training-free tumour composition: placement, prompts, inversion and Eq. 7-9 of the paper, on real scans.
+"""This package composes tumours into tumour-free scans, with a pretrained network and no training.
+
+It offers its public names here and imports each one when somebody first uses it:
 
 model = sd21.load()
 background, obj = read_scan("healthy.png"), read_scan("patient.png")

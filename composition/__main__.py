@@ -1,4 +1,4 @@
-"""`python -m composition`."""
+"""`python -m composition` runs the command line."""
 
 import sys
 

@@ -1,6 +1,7 @@
-"""The paper's blends of two states under a mask, and that of the result with the scan's own pixels.
+"""This module blends two states under a mask, and the result with the scan's own pixels.
 
-Equations 8 and 9 are one operation on different states, so it is written once. Masks are one inside and zero outside.
+Equations 8 and 9 of the paper are one operation on different states, so it is written once, here. Masks are one inside
+and zero outside.
 """
 
 from __future__ import annotations

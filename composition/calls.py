@@ -1,8 +1,8 @@
-"""The network as the solvers take it, with every call described for the attention hooks.
+"""This module gives the solvers the network, and describes every call of it for the attention hooks.
 
-A hook sees one call of the network after another. Inside a composition it must not have to count them, so whoever runs
-the network says of each call which stage it belongs to and what its rows are. All runs of the network in `composition`
-begin here; that is why this is a module of its own.
+A hook sees one call of the network after another, and inside a composition it must not have to count them. So whoever
+runs the network says of each call which stage it belongs to and what its rows are. All runs of the network in
+`composition` begin here, and that is why the module stands apart.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""Canvas geometry: from a scan to what the network sees of it, to latents, and back to the scan's own pixels.
+"""This module holds the geometry of the canvas, the image that the network sees of a scan.
 
-The canvas is the network's image, of the scan's aspect as nearly as the network allows.
+It takes a scan to the canvas and to latents, and the canvas back to the scan's own pixels. All methods share it, and no
+other module resizes a scan for the network. The canvas has the scan's aspect as nearly as the network allows.
 """
 
 from __future__ import annotations

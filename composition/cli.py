@@ -1,7 +1,7 @@
-"""The command line: `python -m composition run | demo | batch | benchmark`.
+"""This module is the command line, `python -m composition run | demo | batch | benchmark`, and nothing else.
 
-The commands' options follow from Settings, METHODS and the like, and reading those imports torch. So only the command
-that was asked for gets its options, and everything heavy is imported where it is first needed.
+The options follow from Settings, METHODS and the like, and reading those imports torch. So only the command that the
+user asks for gets its options, and the module imports everything heavy where it first needs it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The before/after figure of one composition, and the panels that every figure is made of.
+"""This module draws the before/after figure of one composition, and the panels that all other figures use.
 
-A `Composition` shows its figure in a notebook, so this stands beside the method's parts and not with the runs.
+A `Composition` shows its figure in a notebook, so the module stands beside the method's parts and not with the runs.
 """
 
 from __future__ import annotations

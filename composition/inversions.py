@@ -1,9 +1,10 @@
-"""Scans as trajectories: inverted once under the exceptional prompt, kept, and read wherever a state is needed.
+"""This module inverts scans under the exceptional prompt, and makes the key under which a trajectory is kept.
 
-A trajectory depends on the scan as it lies on the canvas, the model, the run that inverts it and the settings of the
-inversion, and on nothing else: a background that takes many tumours is inverted for the first of them alone, and
-neither it nor a tumour in its place is inverted again for another prompt, guidance or tau. A method looks both up in
-any mapping from `inversion_key` to `Trajectory`; a dict keeps them in memory.
+The key stands beside the inversion, because it must hold all that the inversion depends on: the scan as it lies on the
+canvas, the model, the run that inverts it and the settings of the inversion, and nothing else. So a background that
+takes many tumours is inverted for the first of them alone, and neither it nor a tumour in its place is inverted again
+for another prompt, guidance or tau. A method looks both up in any mapping from `inversion_key` to `Trajectory`; a dict
+keeps them in memory.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What the method asks of a model, as a protocol: the modules of the method name it in their signatures.
+"""This module says what the method asks of a model. The other modules name the protocol in their signatures.
 
-`sd21.load` returns such a model. It stands apart from `sd21` so that another network, or a double in a test, can take
-its place without being a Stable Diffusion.
+`sd21.load` returns such a model. The protocol stands apart from `sd21`, so that another network, or a double in a test,
+can take its place without being a Stable Diffusion.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Where the object goes: from two scans and two masks to an object placed on the background.
+"""This module takes two scans and two masks, and places the object on the background.
 
-Placement happens in the background's own pixels, so that the result and its mask need no way back. What the network
-sees of it is the matter of `canvas`.
+It works in the background's own pixels, so that the result and its mask need no way back. It knows of no network: what
+the network sees of a placed object is the matter of `canvas`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The three prompts of the method as contexts for the network: exceptional, text and null; and where a word stands.
+"""This module makes the contexts of the three prompts, exceptional, text and null, and finds a word in a prompt.
 
 The exceptional prompt (TF-ICON; paper, section 4.2 and Fig. 4) gives every position the same token and no positional
 embedding. All rows of the text tower's output are then equal, and attention over n copies of one key is attention over

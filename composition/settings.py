@@ -1,4 +1,8 @@
-"""Every constant of the method in one frozen place, with the source of its default."""
+"""This module holds every constant of the method in one frozen dataclass, with the source of its default.
+
+The command line makes its options of the fields, and records and keys are made of them, so that a new setting is one
+field.
+"""
 
 from __future__ import annotations
 

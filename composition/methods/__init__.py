@@ -1,4 +1,4 @@
-"""The method and what it is compared with, each a function of a Frame, and `compose`, which drives any of them.
+"""This package holds the method and its baselines, each a function of a Frame, and `compose`, which drives any of them.
 
 METHODS is the one table of methods, in the order of the paper's Tab. 1: a new one is a file here and an entry there.
 What is a method's own (strength, thresholds, seed) is a keyword argument whose default is a named constant with its

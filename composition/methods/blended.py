@@ -1,4 +1,7 @@
-"""Blended latent diffusion (Avrahami et al., ACM Trans. Graph. 42(4), 2023, arXiv:2206.02779): text inside the mask."""
+"""Blended latent diffusion draws what the text says inside the user mask, and does not look at the object.
+
+Avrahami et al., ACM Trans. Graph. 42(4), 2023, arXiv:2206.02779.
+"""
 
 from __future__ import annotations
 

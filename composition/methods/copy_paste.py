@@ -1,4 +1,4 @@
-"""Copy-paste: the object's pixels, scaled and moved, inside its mask on the background. No network takes part."""
+"""Copy-paste puts the object's pixels, scaled and moved, inside its mask on the background. No network takes part."""
 
 from __future__ import annotations
 

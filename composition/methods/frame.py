@@ -1,6 +1,6 @@
-"""What every method works with, as one object: the sample on the canvas, the run, and the way to a result.
+"""This module holds the Frame, the one object that every method works with, and the Composition that it returns.
 
-A method is a function of a Frame that returns a Composition. Everything that methods share is done here, before and
+A method is a function of a Frame that returns a Composition. The Frame does everything that methods share, before and
 after their own part, so that they differ in nothing but what they do to latents.
 """
 

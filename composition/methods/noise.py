@@ -1,6 +1,6 @@
-"""Gaussian noise that depends on the seed alone, for the baselines that draw some.
+"""This module draws Gaussian noise that depends on the seed alone, for the baselines that need some.
 
-It is drawn on the CPU, so that the device does not change a result, and anew for each sample, as TF-ICON seeds.
+It draws on the CPU, so that the device does not change a result, and anew for each sample, as TF-ICON does.
 """
 
 from __future__ import annotations

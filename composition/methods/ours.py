@@ -1,4 +1,4 @@
-"""The method, as the design has it: two exact inversions, Eq. 8 and Eq. 9.
+"""This module holds our method: two exact inversions, Eq. 8 and Eq. 9. It differs from the published one, see there.
 
 1. Background and placed object are inverted under the exceptional prompt, up to `start`.
 2. Eq. 8 composes their states at i = start.

@@ -1,4 +1,7 @@
-"""The paper's method as its text and its starting point, TF-ICON's code, have it; `ours` is what differs from it."""
+"""This module holds the paper's method as its text and its starting point, TF-ICON's code, have it.
+
+It stands beside `ours`, so that every table can show what our changes are worth.
+"""
 
 from __future__ import annotations
 

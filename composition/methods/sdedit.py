@@ -1,4 +1,4 @@
-"""SDEdit (Meng et al., ICLR 2022, arXiv:2108.01073): the pasted image, noised part of the way and denoised."""
+"""SDEdit noises the pasted image part of the way and denoises it (Meng et al., ICLR 2022, arXiv:2108.01073)."""
 
 from __future__ import annotations
 

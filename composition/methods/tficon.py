@@ -1,4 +1,4 @@
-"""TF-ICON (Lu, Liu, Kong, ICCV 2023, arXiv:2307.12493), the paper's starting point, in full.
+"""This module holds TF-ICON in full, the paper's starting point (Lu, Liu, Kong, ICCV 2023, arXiv:2307.12493).
 
 Background and object are inverted to T by the naive inversion under the exceptional prompt; Eq. 7 composes their noise,
 with fresh noise in the XOR region. Then four streams are denoised, at every step in one batch: the background and the

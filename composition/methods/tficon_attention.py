@@ -1,4 +1,5 @@
-"""TF-ICON's composite self-attention: background, object and what lies between them, injected into the composite.
+"""This module holds TF-ICON's attention hook, which injects background, object and what lies between them into the
+composite. It stands apart from `tficon`, because it knows of attention alone and nothing of solvers.
 
 All streams of a sample run in one batch, so that a layer finds what it injects in its own q, k and v: nothing is kept
 from one layer to the next. The rows of the batch are BACKGROUND, OBJECT, CROSS, TEXT, and where the composite is guided

@@ -1,1 +1,1 @@
-"""Evidence for the small checkpoint that ships with `sd21`: its card's figures, its example scans and the demo."""
+"""This package holds the small checkpoint's evidence: its card's figures, its example scans and the demo."""

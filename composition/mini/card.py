@@ -1,4 +1,4 @@
-"""The figures of the small checkpoint's model card: `python -m composition.mini.card --data ../shared/data --out CARD`.
+"""This module measures the small checkpoint for its card: `python -m composition.mini.card --data DATA --out CARD`.
 
 Writes CARD/figures.json, one picture of samples for each prompt, and compositions beside copy-paste. Everything is
 measured on the held-out split: how well the autoencoder reconstructs; whether a classifier trained on real scans tells

@@ -1,4 +1,4 @@
-"""The example that ships with the package: where its scans are, and what to say where they are not there."""
+"""This module finds the example that ships with the package, and says what to do where it is missing."""
 
 from __future__ import annotations
 

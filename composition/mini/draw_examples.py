@@ -1,4 +1,4 @@
-"""The demo's scans, drawn by the small checkpoint: `python -m composition.mini.draw_examples --out FOLDER`.
+"""This module draws the demo's scans by the small checkpoint: `python -m composition.mini.draw_examples --out FOLDER`.
 
 Each picture follows from its prompt and seed. Tumours were outlined by hand, as ellipses.
 """

@@ -1,4 +1,4 @@
-"""Compositions of held-out scans beside copy-paste, for the small checkpoint's model card.
+"""This module shows compositions of held-out scans beside copy-paste, for the small checkpoint's model card.
 
 Which pairs: the first of the benchmark (datasets/drawing.py, seed 0) drawn from held-out scans alone, by index and
 not by looks. Copy-paste is shown as the autoencoder reproduces it: the two pictures then differ by the method and not

@@ -1,1 +1,1 @@
-"""From files to files: what is asked for, many compositions at once, and the records that tell what was made."""
+"""This package goes from files to files: it reads what a user asks for, makes many compositions, and records them."""

@@ -1,4 +1,4 @@
-"""Many compositions: resumable, shared out over processes, and written as a data set.
+"""This module makes many compositions and writes them as a data set. A killed run resumes, and processes share rows.
 
     OUT/metadata.jsonl      one record per line, in the manifest's order; written last
     OUT/images/ID.png       the composites            (metadata column file_name)

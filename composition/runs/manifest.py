@@ -1,4 +1,4 @@
-"""The manifest of `batch`: one JSON object per line, each a composition to make.
+"""This module reads the manifest of `batch`. Each line of it is a JSON object, a composition to make:
 
     {"background": "b.png", "object": "o.png", "object_mask": "m.png", "user_box": [40, 60, 50, 50], "prompt": "..."}
 

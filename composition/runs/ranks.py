@@ -1,4 +1,4 @@
-"""The processes that torchrun starts, sharing work out; or one process without it.
+"""This module shares work out among the processes that torchrun starts; without torchrun there is one.
 
 Everything that is long enough to be shared goes through one `Ranks`, so that no other module knows of torchrun.
 """

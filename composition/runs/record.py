@@ -1,6 +1,6 @@
-"""The metadata record of a composition: enough to tell what made it, and to make it again; and what is kept of it.
+"""This module makes the record of a composition, which tells what made it and is enough to make it again.
 
-`run`, `batch` and the evidence write and read records here alone, so that a field has one home.
+`run`, `batch` and the evidence write and read their records here, so that every field of a record has one home.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What a user asks for, on the command line or in a manifest: the files of one composition.
+"""This module holds the request of one composition: the files that a user names on the command line or in a manifest.
 
-A request knows files and checks them before any model is loaded; what comes of it, a Sample, knows arrays alone.
+A request knows files, and checks them before any model is loaded. The Sample that it reads knows arrays alone.
 """
 
 from __future__ import annotations

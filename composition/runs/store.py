@@ -1,6 +1,6 @@
-"""Inversions kept for reuse, in memory and on disk: a mapping from `inversion_key` to `Trajectory`.
+"""This module keeps inversions for reuse, in memory and on disk: a mapping from `inversion_key` to `Trajectory`.
 
-A method takes any mapping; this one outlives the process, and several processes may share it.
+A method takes any mapping. This one outlives the process, and several processes may share it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """This package composes tumours into tumour-free scans, with a pretrained network and no training.
 
-It offers its public names here and imports each one when somebody first uses it:
+It imports each of its public names when somebody first uses it. A composition is a few lines:
 
 model = sd21.load()
 background, obj = read_scan("healthy.png"), read_scan("patient.png")

@@ -4,13 +4,11 @@ It knows nothing of diffusion: an equation, a tolerance and, where a small resid
 way to measure that.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-
-from .sampling import Progress
 
 # (x (n, ...), images (n,)) -> step g (n, ...), residual (n,). The plain iteration is x <- x - g, until residual 0.
 Evaluation = tuple[Tensor, Tensor]
@@ -132,7 +130,7 @@ def anderson_solve(
     max_iterations: int,
     measure: Callable[[Tensor, int], float] | None = None,
     first: Evaluation | None = None,
-    progress: Progress = None,
+    progress: Callable[[Iterable[int]], Iterable[int]] | None = None,
 ) -> tuple[Tensor, list[Search]]:
     """Solve `equation` from x (B, ...) for a batch of images; one that is solved or stalls leaves the batch.
 

@@ -118,13 +118,8 @@ def invert(
     x0_fn: is asked for up to B * start states at different i in one call. Its `for_images`, where it has one
         (`DataPrediction`), is told the image of every row; otherwise a context behind it must be one row.
     start: 1..grid.steps, the noise end by default.
-    method: a name in INVERSIONS.
-        "joint", exact: all states at once, `start` evaluations a sweep as one batch of B * start rows. See `joint`.
-        "defect", exact where it converges: z <- z + x0 - sample(naive(z)), with Anderson mixing. 2 * start evaluations
-            an iteration, one after the other, and the memory of a few images.
-        "naive", not an inverse: the solver run upwards, on the reversed grid, as TF-ICON does.
-        "frozen", not an inverse: every step's implicit equation solved by itself, the older data predictions held at
-            the naive run's; the idea of Hong et al., "On Exact Inversion of DPM-Solvers", arXiv:2311.18387.
+    method: a name in INVERSIONS: "joint" and "defect", which are exact where they converge, "naive" and "frozen", which
+        are no inverses. `solve_joint` and its like say what they do.
     tol: bound on every image's round-trip error |denoise(x[start]) - x0| / |x0|. By default 2e-6 in float32 and 1e-11
         in float64; a network that runs in half precision leaves 1e-4 to 1e-3 and needs a tol to match.
     max_sweeps: iterations an image may take.
@@ -134,13 +129,7 @@ def invert(
     Raises, before the network runs, TypeError for a table in the solver's place and ValueError for arguments that do
     not fit together and for a grid that ends at sigma[0] = 0; FloatingPointError when a data prediction is not finite.
     """
-    if isinstance(solver, StepTable):
-        raise TypeError(
-            f"invert takes the solver itself, a function from a grid to a table, and makes the tables it needs; got "
-            f"the table {solver.name}. Pass dpm_solver_pp_2m, say, or lambda grid: dpm_solver_pp_2m(grid, "
-            f"lower_order_final=True)"
-        )
-    run = _run_to(x0, grid.until(grid.steps if start is None else start), solver, x0_fn)
+    run = _run_to(x0, grid, grid.steps if start is None else start, solver, x0_fn)
     if method not in INVERSIONS:
         raise ValueError(f"method must be one of {', '.join(INVERSIONS)}, got {method!r}")
     if on_failure not in ("raise", "return"):
@@ -162,11 +151,17 @@ def invert(
 
 
 def solve_naive(run: Run, tol: float, max_sweeps: int, progress: Progress = None) -> Solution:
+    """Not an inverse: the solver run upwards, on the reversed grid, as TF-ICON does. There is nothing to solve."""
     x, _ = run.up(run.x0, run.images, progress)
     return Solution(x, run.error(x[:, -1], run.images), [[] for _ in x])
 
 
 def solve_frozen(run: Run, tol: float, max_sweeps: int, progress: Progress = None) -> Solution:
+    """Not an inverse: every step's implicit equation solved by itself.
+
+    The older data predictions are held at the naive run's. The idea is that of Hong et al., "On Exact Inversion of
+    DPM-Solvers", arXiv:2311.18387.
+    """
     naive, data = run.naive()  # data[:, i] is D[i + 1]
     x, states, residuals = run.x0, [], [[] for _ in run.x0]
     for i in progress(range(1, run.start + 1)) if progress else range(1, run.start + 1):
@@ -194,6 +189,10 @@ def _frozen_equation(run: Run, i: int, below: Tensor, older: Tensor) -> Equation
 
 
 def solve_defect(run: Run, tol: float, max_sweeps: int, progress: Progress = None) -> Solution:
+    """Exact where it converges: z <- z + x0 - sample(naive(z)), with Anderson mixing.
+
+    An iteration takes 2 * start evaluations, one after the other, and the memory of a few images.
+    """
     best = _BestRuns(run)
 
     def equation(z: Tensor, images: Tensor) -> Evaluation:
@@ -235,8 +234,15 @@ INVERSIONS: dict[str, Method] = {
 }
 
 
-def _run_to(x0: Tensor, grid: Grid, solver: Solver, x0_fn: X0Fn) -> Run:
-    """The run that ends in x0, after ValueError for an x0, a grid or a solver that no run can be found for."""
+def _run_to(x0: Tensor, grid: Grid, start: int, solver: Solver, x0_fn: X0Fn) -> Run:
+    """The run that ends in x0, after an error for an x0, a start or a solver that no run can be found for."""
+    if isinstance(solver, StepTable):
+        raise TypeError(
+            f"invert takes the solver itself, a function from a grid to a table, and makes the tables it needs; got "
+            f"the table {solver.name}. Pass dpm_solver_pp_2m, say, or lambda grid: dpm_solver_pp_2m(grid, "
+            f"lower_order_final=True)"
+        )
+    grid = grid.until(start)
     table = solver(grid)
     check_run(x0, grid, table, None)
     if table.a[1] == 0:

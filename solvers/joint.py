@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .anderson import Evaluation, Search, anderson_solve
+from .anderson import Equation, Evaluation, Search, anderson_solve
 from .grids import Grid
 from .newton import newton_gmres
 from .run import Run, Solution
@@ -68,12 +68,12 @@ class TrajectoryEquations:
 
 
 def solve_joint(run: Run, tol: float, max_sweeps: int, progress: Progress = None) -> Solution:
-    """The residuals are the largest relative R of every sweep.
+    """All states at once: a sweep takes `start` evaluations, which are one batch. Exact where it converges.
 
-    A residual does not bound the round trip, for a run passes an error in its states on, enlarged or reduced. Measured,
-    the round-trip error is 0.1 to 10 times the largest relative R, and up to 60 times it from the noise end through a
-    random network. An image whose R is about tol therefore takes the step it has paid for and is run down once, and is
-    solved when it arrives.
+    The residuals that are returned are the largest relative R of every sweep. A residual does not bound the round trip,
+    for a run passes an error in its states on, enlarged or reduced. Measured, the round-trip error is 0.1 to 10 times
+    the largest relative R, and up to 60 times it from the noise end through a random network. An image whose R is about
+    tol therefore takes the step it has paid for and is run down once, and is solved when it arrives.
     """
     equations = TrajectoryEquations.of_run(run.grid, run.table)
 
@@ -102,7 +102,7 @@ def solve_joint(run: Run, tol: float, max_sweeps: int, progress: Progress = None
     return Solution(x, errors, [search.residuals for search in searches])
 
 
-def _newton(equation, x: Tensor, image: int, search: Search, max_evaluations: int) -> Tensor:
+def _newton(equation: Equation, x: Tensor, image: int, search: Search, max_evaluations: int) -> Tensor:
     """Newton-GMRES for this image from x (start, ...), on what is left of its sweeps."""
 
     def of_this_image(x: Tensor) -> tuple[Tensor, float]:

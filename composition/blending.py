@@ -1,7 +1,7 @@
-"""This module blends two states under a mask, and the result with the scan's own pixels.
+"""This module holds Eq. 8 and Eq. 9 of the paper, and the blend of the result with the scan's own pixels.
 
-Equations 8 and 9 of the paper are one operation on different states, so it is written once, here. Masks are one inside
-and zero outside.
+Both equations are one operation on different states, `blend`, so it is written once. Masks are one inside and zero
+outside.
 """
 
 from __future__ import annotations
@@ -15,11 +15,14 @@ from .scans.images import Scan
 
 
 def blend(inside: torch.Tensor, outside: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """`inside` where the mask is one and `outside` where it is zero: (B, C, h, w) both, mask (B or 1, 1, h, w).
-
-    With inside = x_obj, outside = x_bg and M_obj it is Eq. 8.
-    """
+    """`inside` where the mask is one and `outside` where it is zero: (B, C, h, w) both, mask (B or 1, 1, h, w)."""
     return inside * mask + outside * (1 - mask)
+
+
+def compose_states(x_obj: torch.Tensor, x_bg: torch.Tensor, m_obj: torch.Tensor) -> torch.Tensor:
+    """Eq. 8: the object's state inside M_obj and the background's outside, (B, C, h, w) both; and so for anything else
+    that the two trajectories have at one index, their data predictions above all."""
+    return blend(x_obj, x_bg, m_obj)
 
 
 def preserve_background(

@@ -12,7 +12,7 @@ from drawn_samples import data, guided_data, inverted, latents, rendered, run, r
 from fake_model import FakeModel
 
 from composition import METHODS, Settings
-from composition.blending import blend
+from composition.blending import compose_states
 from composition.methods.blended import blended_latent_diffusion
 from composition.methods.copy_paste import copy_paste
 from composition.methods.published import published
@@ -147,7 +147,7 @@ def test_the_method_as_published_written_out():
             states.append(x)
         again.append(states[::-1])
     bg, obj = again
-    x, older, table = blend(obj[4], bg[4], m_obj), [], settings.build_table(grid.until(4))
+    x, older, table = compose_states(obj[4], bg[4], m_obj), [], settings.build_table(grid.until(4))
     for i in range(4, 0, -1):
         if i >= 2:
             x = x * m_user + bg[i] * (1 - m_user)

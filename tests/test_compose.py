@@ -14,7 +14,7 @@ from small_models import write_small_pipeline
 
 import sd21
 from composition import Composition, Frame, PlacementError, Scan, ScanError, Settings, compose
-from composition.blending import blend, feather_weight, preserve_background, preserve_pixels
+from composition.blending import compose_states, feather_weight, preserve_background, preserve_pixels
 from composition.inversions import KEYED, NOT_KEYED, inversion_key
 from composition.prompts import exceptional_context
 from solvers import SOLVERS, StepTable, ddim, exponential_ab3, history_at, log_snr
@@ -24,7 +24,7 @@ EXACT = Settings(tolerance=2e-6, guidance_scale=1.0)
 
 def test_eq_8_by_hand():
     x_obj, x_bg = torch.tensor([[[[1.0, 2.0, 3.0]]]]), torch.tensor([[[[10.0, 20.0, 30.0]]]])
-    composed = blend(x_obj, x_bg, torch.tensor([[[[1.0, 0.0, 1.0]]]]))
+    composed = compose_states(x_obj, x_bg, torch.tensor([[[[1.0, 0.0, 1.0]]]]))
     assert composed.tolist() == [[[[1.0, 20.0, 3.0]]]]
 
 

@@ -15,7 +15,7 @@ import torch
 
 from solvers import history_at
 
-from ..blending import blend, preserve_background
+from ..blending import compose_states, preserve_background
 from .frame import Composition, Frame
 
 
@@ -30,12 +30,12 @@ def ours(frame: Frame) -> Composition:
         if until > start:
             table = frame.solver(frame.grid.until(until))
             pairs = zip(history_at(x_obj, table, start), history_at(x_bg, table, start), strict=True)
-            history = [blend(of_object, of_background, frame.m_obj) for of_object, of_background in pairs]
-        latent = compose_states(frame, x_bg, x_obj, history)
+            history = [compose_states(of_obj, of_bg, frame.m_obj) for of_obj, of_bg in pairs]
+        latent = denoise_composite(frame, x_bg, x_obj, history)
     return frame.finish(latent)
 
 
-def compose_states(
+def denoise_composite(
     frame: Frame, x_bg: Sequence[torch.Tensor], x_obj: Sequence[torch.Tensor], history: Sequence[torch.Tensor] = ()
 ) -> torch.Tensor:
     """Eq. 8 at i = start, and denoising under the text prompt with Eq. 9: x[0] (1, C, h, w).
@@ -44,7 +44,7 @@ def compose_states(
     none for a run that begins at start.
     """
     start, until = frame.settings.start, frame.settings.preserve_until
-    x = blend(x_obj[start], x_bg[start], frame.m_obj)
+    x = compose_states(x_obj[start], x_bg[start], frame.m_obj)
     edit = preserve_background(x_bg, frame.m_user, until, start)
     with frame.predicting_text() as x0_fn:
         return frame.denoise(x, x0_fn, start, history=history, edit=edit)

@@ -12,7 +12,7 @@ import torch
 from solvers import sample
 
 from .frame import Composition, Frame
-from .ours import compose_states
+from .ours import denoise_composite
 
 
 def published(frame: Frame) -> Composition:
@@ -29,7 +29,7 @@ def published(frame: Frame) -> Composition:
     x_bg, x_obj = invert_to_the_end(frame)
     with frame.timed("composition"):
         x_bg, x_obj = denoise_again(frame, torch.cat([x_bg[-1], x_obj[-1]])).split(1, dim=1)
-        latent = compose_states(frame, x_bg, x_obj)
+        latent = denoise_composite(frame, x_bg, x_obj)
     return frame.finish(latent)
 
 

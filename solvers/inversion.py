@@ -20,7 +20,7 @@ from .anderson import Equation, Evaluation, anderson_solve
 from .grids import Grid
 from .joint import solve_joint
 from .prediction import X0Fn
-from .run import Run, Solution, Solve, relative
+from .run import CountedPrediction, Run, Solution, Solve, relative
 from .sampling import Progress, check_run
 from .tables import Solver, StepTable
 
@@ -255,4 +255,4 @@ def _run_to(x0: Tensor, grid: Grid, start: int, solver: Solver, x0_fn: X0Fn) -> 
         raise ValueError(
             "x0 must hold one image or more, all finite and none zero throughout: errors are relative to |x0|"
         )
-    return Run.of(x0, grid, solver, x0_fn)
+    return Run(x0, grid, table, solver(grid.reversed()), CountedPrediction(x0_fn, len(x0)))

@@ -13,7 +13,7 @@ from torch import Tensor
 from .grids import Grid
 from .prediction import X0Fn, predict
 from .sampling import Progress, denoise, sample
-from .tables import Solver, StepTable
+from .tables import StepTable
 
 
 class CountedPrediction:
@@ -58,10 +58,6 @@ class Run:
     table: StepTable
     way_up: StepTable
     prediction: CountedPrediction
-
-    @classmethod
-    def of(cls, x0: Tensor, grid: Grid, solver: Solver, x0_fn: X0Fn) -> "Run":
-        return cls(x0, grid, solver(grid), solver(grid.reversed()), CountedPrediction(x0_fn, len(x0)))
 
     @property
     def start(self) -> int:

@@ -1,4 +1,7 @@
-"""The noise schedule: how much signal and how much noise at every time, in float64."""
+"""The noise schedule: how much signal and how much noise there is at every time, in float64.
+
+It belongs to the network, which was trained on it. A grid takes its times from it and belongs to a run.
+"""
 
 from dataclasses import dataclass
 

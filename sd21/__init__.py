@@ -1,4 +1,5 @@
-"""Stable Diffusion 2.1, written by hand: the networks, their weights, and a hook into every attention layer."""
+"""This package is Stable Diffusion 2.1, written by hand. It holds the networks, loads their weights, and offers a hook
+into every attention layer."""
 
 from .lazy import lazily
 

@@ -1,11 +1,12 @@
-"""Attention layers, and the hook through which a method can see or replace what they compute.
+"""This module holds the attention layers, and the hook through which a method can see or replace what they compute. The
+hook stands beside the layers because they call it.
 
-Every attention layer of the UNet computes `out = kernel(q, k, v)`. The kernel is torch's fused attention unless
+Every attention layer of the UNet computes `out = kernel(q, k, v)`. The kernel is torch's fused attention, but within
 
     with attention_hook(unet, fn):
         unet(x, t, context)
 
-has installed `fn(site, q, k, v) -> out` for the time of the block.
+the layer computes `out = fn(site, q, k, v)` in its place.
 """
 
 from collections.abc import Callable
@@ -22,9 +23,9 @@ from torch import Tensor, nn
 class Site:
     """Where in the UNet an attention layer sits, the grid its queries lie on in this call, and what the call is for.
 
-    call: whatever the caller of the network has said of the call by `describe_calls`; None where nobody has said
-        anything. Inside a composition it is a `composition.Call`: the stage, and for every row of q, k and v the index
-        i, the image and the context.
+    call: what the caller of the network said about the call by `describe_calls`, or None if it said nothing. Inside a
+        composition it is a `composition.Call`: the stage, and for every row of q, k and v the index i, the image and
+        the context.
     """
 
     name: str  # the layer's module path, e.g. "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
@@ -64,9 +65,9 @@ class Placement:
 def default_kernel(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(head_dim)) v. q (B, heads, Tq, d), k and v (B, heads, Tk, d) -> (B, heads, Tq, d).
 
-    Half-precision inputs are safe, on Stable Diffusion 2.1 too, whose logits overflow float16 (the published
-    `upcast_attention`): torch's fused kernels, and since 2.5 its unfused one, keep logits and softmax in float32
-    and round only the result. A hook that forms logits itself must do so in float32, by `attention_logits`.
+    Half-precision inputs are safe, although the logits of Stable Diffusion 2.1 overflow float16 (the published
+    `upcast_attention`). Torch's fused kernels, and since 2.5 its unfused one, keep logits and softmax in float32 and
+    round only the result. A hook that forms logits itself must form them in float32, by `attention_logits`.
     """
     return F.scaled_dot_product_attention(q, k, v)
 
@@ -88,7 +89,7 @@ class Attention(nn.Module):
     def __init__(self, dim: int, context_dim: int, heads: int, *, qkv_bias: bool = False):
         super().__init__()
         self.heads = heads
-        self.placement: Placement | None = None  # the UNet places its layers; elsewhere no hook reaches them
+        self.placement: Placement | None = None  # only the UNet sets it; no hook reaches other layers
         self.to_q = nn.Linear(dim, dim, bias=qkv_bias)
         self.to_k = nn.Linear(context_dim, dim, bias=qkv_bias)
         self.to_v = nn.Linear(context_dim, dim, bias=qkv_bias)
@@ -138,10 +139,10 @@ def attention_hook(unet: nn.Module, fn: AttentionFn):
 
 @contextmanager
 def describe_calls(unet: nn.Module):
-    """Within the block, hooks find at `site.call` what the block's function was last given: `describe(call)`.
+    """Within the block, hooks find at `site.call` what `describe(call)` was last given; the block yields `describe`.
 
-    Whoever calls the network uses it, so that a hook need not count calls to know which one it is in. Leaving the block
-    restores what was there before. A network that takes no hooks has nobody to tell, and nothing happens.
+    The code that calls the network uses it, so that a hook need not count calls to know which one it is in. Leaving the
+    block restores what was there before. With a network that takes no hooks, `describe` does nothing.
     """
     slot = getattr(unet, "hook_slot", None) or HookSlot()
     before = slot.call

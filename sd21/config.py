@@ -1,14 +1,16 @@
-"""Model configurations, read from the `config.json` files that published Stable Diffusion 2.1 checkpoints carry.
+"""This module holds the model configurations, and reads them from the `config.json` files that published Stable
+Diffusion 2.1 checkpoints carry. It is apart from the networks because it decides, before any network is built, whether
+a file describes one that is implemented.
 
-A field of such a file is one of three things, and anything else is an error, because a field that is skipped
-unread is how a checkpoint loads cleanly and then draws wrong images:
+A field of such a file is one of three things. Any other field is an error: if it were skipped unread, the checkpoint
+could load cleanly and then draw wrong images.
 
 - a field of the dataclass: it shapes the network;
 - FIXED: it could change the network, and only the value listed here is implemented;
 - IRRELEVANT: it cannot change what the network computes; the reason stands beside each group.
 
-The dataclass defaults are Stable Diffusion 2.1's, so `UNetConfig()` is the published network. A file must still say
-what is in REQUIRED: where it is silent, the published format means other values, those of Stable Diffusion 1.
+The dataclass defaults are Stable Diffusion 2.1's, so `UNetConfig()` is the published network. A file must still state
+the fields in REQUIRED: if it leaves one out, the published format means the value of Stable Diffusion 1.
 """
 
 from dataclasses import dataclass, fields
@@ -72,7 +74,7 @@ class _Published:
             self._require(good, f"{name} must be a positive {kind.__name__}, got {value!r}")
 
     def _per_level(self, name: str, levels: int):
-        """Spell a number that holds for every level out, one per level, as the published files also may."""
+        """Replace one number that holds for every level by one per level. Published files use both forms."""
         value = getattr(self, name)
         value = value if isinstance(value, tuple) else (value,) * levels
         good = len(value) == levels and all(type(v) is int and v > 0 for v in value)
@@ -80,7 +82,7 @@ class _Published:
         object.__setattr__(self, name, value)
 
     def _require_channels(self):
-        """Levels of channels, each divisible into norm_num_groups."""
+        """Require one positive int per level, each a multiple of norm_num_groups."""
         widths = self.block_out_channels
         good = isinstance(widths, tuple) and len(widths) > 0 and all(type(w) is int and w > 0 for w in widths)
         self._require(good, f"block_out_channels must be positive ints, one per level, got {widths!r}")
@@ -209,7 +211,7 @@ class VAEConfig(_Published):
     IRRELEVANT = frozenset(
         {
             "sample_size",  # the VAE is convolutional; the model's image size comes from the UNet
-            "force_upcast",  # a wish of SDXL's VAE, which overflows float16; written by default since
+            "force_upcast",  # for SDXL's VAE, which overflows float16; libraries write it by default since then
         }
     )
 
@@ -235,7 +237,7 @@ class TextConfig(_Published):
     vocab_size: int = 49408
     hidden_size: int = 1024
     intermediate_size: int = 4096
-    num_hidden_layers: int = 23  # of OpenCLIP ViT-H's 24: the published file leaves the last one out
+    num_hidden_layers: int = 23  # OpenCLIP ViT-H has 24; the published file leaves the last one out
     num_attention_heads: int = 16
     hidden_act: Literal["gelu", "quick_gelu"] = "gelu"
     max_position_embeddings: int = 77
@@ -255,11 +257,11 @@ class TextConfig(_Published):
         {
             # Training only.
             *("attention_dropout", "dropout", "initializer_factor", "initializer_range"),
-            # The tokenizer's business; for pooling, which Stable Diffusion does not use.
+            # The tokenizer has its own ids. These fields serve pooling, which Stable Diffusion does not use.
             *("bos_token_id", "eos_token_id", "pad_token_id", "projection_dim"),
             # The dtype is the caller's choice.
             *("torch_dtype", "dtype"),
-            # The library's class for the file; a tower with a projection shows in its keys.
+            # The class that the library uses. The keys of the weights show whether a tower has a projection.
             "architectures",
             # Switches of the transformers library's own interface.
             *("output_hidden_states", "output_attentions", "return_dict", "use_return_dict", "use_cache"),
@@ -297,7 +299,7 @@ class SchedulerConfig(_Published):
     }
     IRRELEVANT = frozenset(
         {
-            # Which sampler, and how it spaces, starts and ends its steps.
+            # The sampler, and how it spaces, starts and ends its steps.
             *("algorithm_type", "solver_order", "solver_type", "solver_p", "predict_x0", "disable_corrector"),
             *("lower_order_final", "euler_at_final", "final_sigmas_type", "use_lu_lambdas", "lambda_min_clipped"),
             *("timestep_spacing", "timestep_type", "steps_offset", "set_alpha_to_one", "skip_prk_steps"),

@@ -1,7 +1,7 @@
-"""Files that are either whole or absent: temporary names, renames and hashes.
+"""This module writes files so that they are either whole or absent, and computes their hashes. It stands apart because
+every part of the project writes files, and none should do it in its own way.
 
-Everything in this project that writes a file or tells one by its hash does it here. The module needs nothing but
-Python's own library, so that it can be imported at no cost.
+The module needs nothing but Python's own library, so importing it costs nothing.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ TEMPORARY = ".partial-"
 
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`, of its suffix, to be written as a file or as a folder.
+    """Yield a temporary path beside `path`, with its suffix, where the caller writes a file or a folder.
 
-    On success it becomes `path`, on an error it is removed. A kill leaves at most the temporary (see `remove_partial`):
-    `path` itself is the old file or the whole new one. Several processes, on several machines, may write the same file;
-    the last one wins. A folder is not written over another one: that raises OSError.
+    On success it becomes `path`; on an error it is removed. A kill leaves at most the temporary behind (see
+    `remove_partial`): `path` itself is the old file or the whole new one. Several processes, on several machines, may
+    write the same file; the last one wins. A folder does not replace another folder: that raises OSError.
     """
     path = Path(path)
-    # A plain open, not tempfile: mkstemp's files can be read by their owner alone, and the rename would keep that.
+    # The name does not come from tempfile: only the owner can read mkstemp's files, and the rename would keep that.
     temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}{path.suffix}")
     try:
         yield temporary
         for file in (file for file in (temporary, *temporary.rglob("*")) if file.is_file()):
             with file.open("r+b") as opened:
-                os.fsync(opened.fileno())  # else a power cut can leave the new name on an empty file
+                os.fsync(opened.fileno())  # without it, a power cut can leave the new name on an empty file
         os.replace(temporary, path)
     finally:
         _remove(temporary)
@@ -59,7 +59,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write a value as indented JSON. Raises ValueError for inf and nan, which are no JSON."""
+    """Write a value as indented JSON. Raises ValueError for inf and nan, which JSON does not have."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 

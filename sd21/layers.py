@@ -1,4 +1,5 @@
-"""Layers that the UNet and the VAE share. Feature maps are (B, C, H, W), in channels_last memory."""
+"""This module holds the layers that the UNet and the VAE share, so that each is written once. Feature maps are
+(B, C, H, W), in channels_last memory."""
 
 import math
 
@@ -11,8 +12,8 @@ from torch import Tensor, nn
 def timestep_embedding(t: Tensor, dim: int) -> Tensor:
     """Sinusoidal embedding of real times t (N,) -> (N, dim): cosines, then sines, of t * 10000^(-2j/dim).
 
-    Always computed in float32, in the order of operations of the published training code, whose rounding at t = 999
-    (about 6e-5) the trained weights have seen.
+    It is computed in float32 and in the order of operations of the published training code: the trained weights have
+    seen the rounding of that code, about 6e-5 at t = 999.
     """
     half = dim // 2
     frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
@@ -35,9 +36,9 @@ class TimestepEmbedding(nn.Module):
 class Conv3x3(nn.Conv2d):
     """A 3x3 convolution that keeps H and W.
 
-    On a CPU, torch's convolution re-lays its weights out on every call. With fewer pixels than output channels,
-    as at the UNet's coarse levels, that costs more than gathering each pixel's 3x3 neighbourhood and taking one
-    matrix product with the weights as they lie in channels_last memory.
+    On a CPU, torch's convolution copies its weights into another layout on every call. If there are fewer pixels than
+    output channels, as at the UNet's coarse levels, this copy costs more than gathering each pixel's 3x3 neighbourhood
+    and taking one matrix product with the weights as they lie in channels_last memory.
     """
 
     def __init__(self, dim_in: int, dim: int):
@@ -67,7 +68,7 @@ class ResnetBlock(nn.Module):
         self.conv_shortcut = nn.Conv2d(dim_in, dim, 1) if dim_in != dim else nn.Identity()
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
-        """x (B, dim_in, H, W), time (B or 1, time_dim), already through its silu -> (B, dim, H, W)."""
+        """x (B, dim_in, H, W), time (B or 1, time_dim) after its silu -> (B, dim, H, W)."""
         h = self.conv1(F.silu(self.norm1(x)))
         if time is not None:
             h = h + self.time_emb_proj(time)[:, :, None, None]

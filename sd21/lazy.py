@@ -1,7 +1,7 @@
-"""Packages whose names are imported when they are first used (PEP 562).
+"""With this module a package imports its public names only when they are first used (PEP 562).
 
-`import sd21.files` runs `sd21/__init__.py` too, and a command line's `--help` runs that of every package on the way: so
-an `__init__.py` that offers networks must not import them at once, which takes seconds.
+`import sd21.files` also runs `sd21/__init__.py`, and a command line's `--help` runs the `__init__.py` of every package
+on the way. Importing networks takes seconds, so an `__init__.py` that offers networks must not import them at once.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from importlib import import_module
 
 
 def lazily(package: str, homes: dict[str, Sequence[str]]) -> tuple[Callable, Callable, list[str]]:
-    """The `__getattr__`, `__dir__` and `__all__` of a package whose public names live in modules of it.
+    """The `__getattr__`, `__dir__` and `__all__` of a package whose public names live in its modules.
 
     package: its `__name__`; homes: {module: the names in it}. A name is imported once, and is then an attribute like
     any other.

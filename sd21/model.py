@@ -1,4 +1,5 @@
-"""Stable Diffusion 2.1 as one object, and `load`, which makes it from a folder, a file or a hub id."""
+"""This module holds Stable Diffusion 2.1 as one object, and `load`, which makes that object from a folder, a file or a
+hub id. The networks and the files that hold their weights meet only here."""
 
 from __future__ import annotations
 
@@ -32,8 +33,9 @@ class StableDiffusion:
     unet: `unet(x, t, context)`, see UNet; predicts eps or v, as `prediction_type` says.
     alphas_cumprod: alpha[t]^2 at the training times, float64 (1000,), on the CPU.
     image_size: pixels along each side of the images the model was trained on.
-    dtype: of the UNet and the text encoder. The VAE is never narrower than float32: it runs once per image, float16
-    overflows in its decoder on some images (huggingface/diffusers#3999), and its output is what inversion must hit.
+    dtype: the dtype of the UNet and the text encoder. The VAE is never narrower than float32: it runs once per image,
+    float16 overflows in its decoder on some images (huggingface/diffusers#3999), and an inversion must reproduce its
+    output.
     """
 
     unet: UNet
@@ -54,7 +56,7 @@ class StableDiffusion:
         """image (B, 3, H, W) in [-1, 1], sides divisible by 8 -> latent (B, 4, H/8, W/8): the posterior's mean times
         the scaling factor, float32 (float64 in a float64 model). Raises ValueError for any other image."""
         image = image.to(self.device)
-        if image.is_floating_point():  # any other image is the VAE's to refuse
+        if image.is_floating_point():  # the VAE refuses any other image
             image = image.to(self._vae_dtype)
         return self.vae.encode(image) * self.vae.config.scaling_factor
 
@@ -67,7 +69,7 @@ class StableDiffusion:
 
     @torch.no_grad()
     def embed(self, prompts: list[str]) -> Tensor:
-        """B prompts -> context (B, 77, D), in the model's dtype. Warns of a prompt that is cut at 77 tokens."""
+        """B prompts -> context (B, 77, D), in the model's dtype. Warns if it cuts a prompt at 77 tokens."""
         if isinstance(prompts, str):
             raise ValueError(f"prompts must be a list of strings, got the string {prompts!r}; write [{prompts!r}]")
         length = self.text_encoder.config.max_position_embeddings
@@ -112,9 +114,9 @@ def load(
     tokenizer: a folder or hub id to take the tokenizer from; a single file needs it.
     local_files_only: look in the hub's cache alone (HF_HUB_OFFLINE=1 does the same). compile: torch.compile the UNet.
 
-    Safetensors only; nothing a checkpoint carries is ever executed. Each tensor goes from its file to the device with
-    no second copy of the model. Raises CheckpointError for a source, file or set of keys that cannot be loaded and
-    ConfigError for a config that is not understood, both before any weights are read.
+    Only safetensors files are read, and nothing that a checkpoint carries is ever executed. Each tensor goes from its
+    file to the device, so there is no second copy of the model. Raises CheckpointError for a source, file or set of
+    keys that cannot be loaded and ConfigError for a config that is not understood, both before any weights are read.
     """
     device = _device(device)
     dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
@@ -185,7 +187,7 @@ def _check_fit(checkpoint: sources.Checkpoint):
 
 
 def _tokenizer(folder: Path, vocabulary: int) -> CLIPTokenizer:
-    from transformers import CLIPTokenizer  # here, as its import takes longer than a small model's loading
+    from transformers import CLIPTokenizer  # imported here, as that takes longer than loading a small model
 
     try:
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)

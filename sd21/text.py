@@ -1,4 +1,5 @@
-"""The text tower of Stable Diffusion 2.1: the first 23 layers of OpenCLIP ViT-H, causal, with a final layer norm.
+"""This module holds the text tower of Stable Diffusion 2.1: the first 23 layers of OpenCLIP ViT-H, causal, with a final
+layer norm. It turns token ids into contexts, and shares no layer with the UNet and the VAE.
 
 Attribute names are the keys of the published `text_encoder/model.safetensors`.
 """
@@ -11,7 +12,7 @@ from .config import TextConfig
 
 
 class SelfAttention(nn.Module):
-    """Causal: a token attends to itself and to those before it."""
+    """Causal self-attention: a token attends to itself and to the tokens before it."""
 
     def __init__(self, dim: int, heads: int):
         super().__init__()
@@ -39,7 +40,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.fc1(x)
-        # quick_gelu is OpenAI's approximation, which its own CLIP weights were trained with; OpenCLIP's were not.
+        # quick_gelu is an approximation. OpenAI trained its CLIP weights with it, OpenCLIP did not.
         h = F.gelu(h) if self.act == "gelu" else h * torch.sigmoid(1.702 * h)
         return self.fc2(h)
 

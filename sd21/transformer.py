@@ -1,4 +1,5 @@
-"""The transformers between the UNet's convolutions: image tokens attend to each other and to the context."""
+"""Between the UNet's convolutions stand transformers, in which image tokens attend to each other and to the context.
+This module holds them apart from `layers` because the VAE does not use them."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn

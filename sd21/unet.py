@@ -1,4 +1,5 @@
-"""The denoising UNet of Stable Diffusion 2.1.
+"""The denoising UNet of Stable Diffusion 2.1 is assembled here, from the layers it shares with the VAE and from its
+transformers.
 
 Attribute names are the keys of the published `unet/diffusion_pytorch_model.safetensors`.
 """
@@ -23,7 +24,8 @@ class DownBlock(nn.Module):
         self.downsamplers = nn.ModuleList([down] if down is not None else [])
 
     def forward(self, x: Tensor, time: Tensor, context: Tensor) -> list[Tensor]:
-        """Every intermediate feature map, in order: the up path takes them as skips; the last one goes on down."""
+        """Every intermediate feature map, in order. The up path takes them as skips, and the next level the last
+        one."""
         outputs = []
         for i, resnet in enumerate(self.resnets):
             x = resnet(x, time)
@@ -56,7 +58,7 @@ class UpBlock(nn.Module):
         self.upsamplers = nn.ModuleList([up] if up is not None else [])
 
     def forward(self, x: Tensor, skips: list[Tensor], time: Tensor, context: Tensor) -> Tensor:
-        """Takes its skips off the end of `skips`. What is left then ends with a map of the size of the level above."""
+        """Removes its skips from the end of `skips`. The last one left then has the size of the level above."""
         for i, resnet in enumerate(self.resnets):
             x = resnet(torch.cat([x, skips.pop()], dim=1), time)
             if len(self.attentions) > 0:
@@ -133,7 +135,7 @@ class UNet(nn.Module):
             block.attn2.placement = Placement(f"{path}.attn2", "cross", stage, layer, self.hook_slot)
 
     def forward(self, x: Tensor, t: float | Tensor, context: Tensor) -> Tensor:
-        t = torch.as_tensor(t, dtype=torch.float32).to(x.device)  # solvers keep times in float64, which mps has not
+        t = torch.as_tensor(t, dtype=torch.float32).to(x.device)  # solvers keep times in float64, which mps lacks
         self._check(x, t, context)
         dtype = self.conv_in.weight.dtype
 

@@ -1,4 +1,5 @@
-"""The autoencoder of Stable Diffusion 2.1: images (B, 3, H, W) in [-1, 1] <-> latents (B, 4, H/8, W/8).
+"""The autoencoder of Stable Diffusion 2.1 maps images (B, 3, H, W) in [-1, 1] to latents (B, 4, H/8, W/8) and back. It
+has a module of its own because the UNet sees only its latents.
 
 Attribute names are the keys that diffusers writes today. The published files are older and call the two attention
 layers' weights `query`, `key`, `value` and `proj_attn`; loading renames them.
@@ -12,8 +13,8 @@ from .attention import Attention
 from .config import VAEConfig
 from .layers import Downsample, ResnetBlock, Upsample
 
-NORM_EPS = 1e-6  # of every norm in the published VAE, which has no field for it
-RANGE_SLACK = 1 / 255  # half a grey level of an 8-bit image: rounding, not another range
+NORM_EPS = 1e-6  # the eps of every norm in the published VAE, whose config has no field for it
+RANGE_SLACK = 1 / 255  # half a grey level of an 8-bit image: such an excess is rounding, not another range
 
 
 class PixelAttention(Attention):

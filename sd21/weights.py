@@ -1,4 +1,5 @@
-"""From safetensors files into modules: names matched one to one, every tensor copied once, straight to its place."""
+"""This module brings weights from safetensors files into networks. It matches names one to one and copies every tensor
+once, straight to its place. It knows neither a layout nor a network, so that every source of weights can use it."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -81,7 +82,7 @@ def check(module: nn.Module, stored: Mapping[str, Stored], name: str) -> None:
 
 
 def fill(module: nn.Module, stored: Mapping[str, Stored], device: torch.device, dtype: torch.dtype) -> None:
-    """Give a module built on the meta device its values, frozen and in evaluation mode; `check` comes first."""
+    """Give a module built on the meta device its values, frozen and in evaluation mode. Call `check` first."""
     values = {key: stored[key].read(device, dtype) for key in module.state_dict()}
     module.load_state_dict(values, strict=True, assign=True)
     module.eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Train the small checkpoint, stage by stage:
+"""This command trains the small checkpoint, stage by stage:
 
     python -m sd21.training vae       --data ../shared/data --out RUN
     python -m sd21.training latents   --data ../shared/data --out RUN
@@ -13,7 +13,7 @@ import argparse
 import os
 from pathlib import Path
 
-# cuBLAS is deterministic only with a fixed workspace, which it reads when torch first uses it.
+# cuBLAS is deterministic only with a fixed workspace. It reads this setting when torch first uses it.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import torch

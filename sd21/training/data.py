@@ -1,12 +1,13 @@
-"""The scans the small checkpoint is trained on, their captions, and the split.
+"""This module finds the scans that the small checkpoint is trained on, gives them captions, and splits them into
+training and held-out scans. All stages of the training share it, so that no stage sees a scan that another holds out.
 
-Data: Br35H (brain MRI, `yes`/`no`) and BUSI (breast ultrasound, `benign`/`malignant`/`normal`) in their published
-layouts. The images of Br35H's Mask-RCNN folders are copies of `yes/y0`-`y700` and are not read.
+The data are Br35H (brain MRI, `yes`/`no`) and BUSI (breast ultrasound, `benign`/`malignant`/`normal`) in their
+published layouts. The images of Br35H's Mask-RCNN folders are copies of `yes/y0`-`y700` and are not read.
 
 Br35H repeats itself: nearly every slice occurs several times, re-encoded, with another contrast or mirrored. A split by
-file would put a twin of nine held-out scans in ten into the training set, so twins are grouped first and a group is
-held out as a whole. The list that came out is kept in `held_out.txt`: the split is fixed whichever part of the data is
-at hand.
+file would leave a twin of nine in ten held-out scans in the training set. So twins are grouped first, and a group is
+held out as a whole. The file `held_out.txt` keeps the resulting list, so that the split is the same whatever part of
+the data is at hand.
 """
 
 import hashlib
@@ -29,7 +30,7 @@ FOLDERS = {
     "malignant": "busi/Dataset_BUSI_with_GT/malignant",
 }
 # The first caption of a class is its prompt in evaluations; the others teach other words for the same thing. A benign
-# tumour is no cancer, and no caption says so.
+# tumour is not cancer, so no caption of that class says "cancer".
 CAPTIONS = {
     "no": (
         "An MRI scan of a healthy brain",
@@ -71,9 +72,9 @@ KINDS = tuple(CAPTIONS)
 MODALITY = {"no": "mri", "yes": "mri", "normal": "ultrasound", "benign": "ultrasound", "malignant": "ultrasound"}
 
 HELD_OUT_LIST = Path(__file__).with_name("held_out.txt")
-HELD_OUT_SHARE = 10  # one group in so many
-# Correlation of 32 x 32 thumbnails above which two scans count as twins. Pairs drawn from above it, looked at, showed
-# one slice in two contrasts.
+HELD_OUT_SHARE = 10  # one group in this many is held out
+# Two scans count as twins if their 32 x 32 thumbnails correlate by more than this. We looked at a sample of such pairs:
+# each showed one slice in two contrasts.
 TWIN_CORRELATION = 0.95
 
 
@@ -90,7 +91,8 @@ class Scan:
 
 
 def find_scans(root: str | Path) -> list[Scan]:
-    """All scans under the data folder, in a fixed order, masks left out. FileNotFoundError where a class is missing."""
+    """All scans under the data folder, in a fixed order, without masks. Raises FileNotFoundError for a missing
+    class."""
     scans = []
     for kind, folder in FOLDERS.items():
         paths = [p for p in sorted((Path(root) / folder).glob("*.*")) if "_mask" not in p.name]
@@ -112,7 +114,7 @@ def split(scans: list[Scan]) -> tuple[list[Scan], list[Scan]]:
 
 
 def evenly(scans: list[Scan], count: int) -> list[Scan]:
-    """`count` scans of each modality, or all it has, evenly spaced in the list."""
+    """`count` scans of each modality, evenly spaced in the list, or all of them if there are fewer."""
     chosen = []
     for modality in ("mri", "ultrasound"):
         some = [scan for scan in scans if MODALITY[scan.kind] == modality]
@@ -130,17 +132,17 @@ def load_pixels(scans: list[Scan], size: int = IMAGE_SIZE) -> torch.Tensor:
 
 
 def to_images(pixels: torch.Tensor) -> torch.Tensor:
-    """Grey levels (B, H, W), uint8, to what the VAE takes: (B, 3, H, W), float32 in [-1, 1]."""
+    """Grey levels (B, H, W), uint8, as images for the VAE: (B, 3, H, W), float32 in [-1, 1]."""
     return (pixels.float() / 127.5 - 1).unsqueeze(1).expand(-1, 3, -1, -1)
 
 
 def to_pixels(images: torch.Tensor) -> torch.Tensor:
-    """Back from images (..., 3, H, W) in [-1, 1] to grey levels (..., H, W), uint8."""
+    """Images (..., 3, H, W) in [-1, 1] as grey levels (..., H, W), uint8."""
     return ((images.mean(-3) + 1) * 127.5).round().to(torch.uint8)
 
 
 def twin_groups(pixels: torch.Tensor) -> list[int]:
-    """For each of the images (N, H, W) the index of the first of its group, which twins, mirrored ones too, share."""
+    """For each of the images (N, H, W), the first index in its group. Twins, also mirrored ones, share a group."""
     thumbnails = F.adaptive_avg_pool2d(pixels[:, None].float(), 32)[:, 0]
     thumbnails = thumbnails - thumbnails.mean((1, 2), keepdim=True)
     thumbnails = thumbnails / thumbnails.norm(dim=(1, 2), keepdim=True).clamp_min(1e-6)
@@ -160,15 +162,16 @@ def twin_groups(pixels: torch.Tensor) -> list[int]:
 
 
 def choose_held_out(scans: list[Scan], groups: list[int]) -> list[str]:
-    """Names to hold out, given the scans' `twin_groups`: the hash of its first scan's name decides about a group."""
+    """The names of the scans to hold out. groups: the scans' `twin_groups`. The hash of the name of its first scan
+    decides whether a group is held out."""
     digest = {g: int(hashlib.sha256(scans[g].name.encode()).hexdigest(), 16) for g in set(groups)}
     return [scan.name for scan, g in zip(scans, groups, strict=True) if digest[g] % HELD_OUT_SHARE == 0]
 
 
 def sampling_weights(scans: list[Scan]) -> torch.Tensor:
-    """(N,) float64: a class is drawn in proportion to the square root of its size.
+    """Weights of the scans, (N,) float64: a class is drawn in proportion to the square root of its size.
 
-    That lies between "all scans alike" and "all classes alike": the classes differ twelvefold.
+    That lies between drawing all scans and drawing all classes equally often. Class sizes differ twelvefold.
     """
     size = Counter(scan.kind for scan in scans)
     return torch.tensor([size[scan.kind] ** -0.5 for scan in scans], dtype=torch.float64)
@@ -177,8 +180,8 @@ def sampling_weights(scans: list[Scan]) -> torch.Tensor:
 def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Mild random changes of images (B, 3, H, W): mirrored, turned by up to 5 degrees, shifted by 3 %, contrast 10 %.
 
-    Height and width are each zoomed by 1 to 1.2 on their own: the composition shows the network scans in their own
-    aspect, the training squares do not.
+    Height and width are zoomed independently, each by 1 to 1.2: a composition shows the network scans with their own
+    aspect, while the training stretches them to squares.
     """
     n = len(images)
     zoom_x, zoom_y, angle, dx, dy, contrast, mirror = torch.rand(7, n, generator=generator)

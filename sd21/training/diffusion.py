@@ -1,6 +1,7 @@
-"""Stage "diffusion": UNet and text tower, trained together on the latents to predict eps.
+"""This module holds the stage "diffusion", which trains the UNet and the text tower together on the latents to predict
+eps.
 
-Ho et al. 2020, Eq. 14 (the unweighted loss); Rombach et al. 2022 (in latents, with text).
+The loss is the unweighted one of Ho et al. 2020, Eq. 14. Training in latents and with text follows Rombach et al. 2022.
 """
 
 from pathlib import Path
@@ -15,7 +16,7 @@ from . import data, recipe
 from .loop import Plan, autocast, train
 from .tokenizer import CONTEXT_LENGTH, END, PAD, START, write_tokenizer
 
-NULL_SHARE = 0.1  # of the samples have the empty prompt, which guidance needs (Ho and Salimans 2022)
+NULL_SHARE = 0.1  # this share of the samples has the empty prompt, which guidance needs (Ho and Salimans 2022)
 TOKENIZER_FOLDER = "tokenizer"
 
 
@@ -27,7 +28,7 @@ class Denoiser(nn.Module):
         self.unet = UNet(UNetConfig.from_dict(recipe.UNET))
         self.text_encoder = TextEncoder(TextConfig.from_dict(recipe.TEXT | {"vocab_size": vocabulary}))
         for embedding in self.text_encoder.text_model.embeddings.values():
-            nn.init.normal_(embedding.weight, std=0.02)  # as CLIP; torch's 1 drowns what the layers add
+            nn.init.normal_(embedding.weight, std=0.02)  # as in CLIP; torch's default of 1 drowns what the layers add
         nn.init.zeros_(self.unet.conv_out.weight)  # the first guess is eps = 0
 
     def forward(self, x: Tensor, t: Tensor, prompts: Tensor, which: Tensor) -> Tensor:
@@ -54,7 +55,7 @@ class EpsLoss:
 
 
 def token_ids(vocabulary: dict[str, int], captions: list[str]) -> Tensor:
-    """Ids (N, 77) of captions all of whose words are whole in the vocabulary, as every training caption's are."""
+    """The ids (N, 77) of captions. Each word must be one token of the vocabulary, as in every training caption."""
     ids = torch.full((len(captions), CONTEXT_LENGTH), vocabulary[PAD])
     for row, caption in zip(ids, captions, strict=True):
         words = [vocabulary[START], *(vocabulary[word + "</w>"] for word in caption.lower().split()), vocabulary[END]]
@@ -63,7 +64,7 @@ def token_ids(vocabulary: dict[str, int], captions: list[str]) -> Tensor:
 
 
 def train_diffusion(scans: str | Path, out: Path, plan: Plan, device: torch.device) -> Denoiser:
-    """Train, or go on training, OUT/diffusion.pt on OUT/latents.pt; writes OUT/tokenizer. Returns the average model."""
+    """Start or continue training OUT/diffusion.pt on OUT/latents.pt; write OUT/tokenizer. Returns the average model."""
     training, held_out = data.split(data.find_scans(scans))
     latents = torch.load(out / "latents.pt", map_location=device, weights_only=True)
     if (len(training), len(held_out)) != (len(latents["training"]), len(latents["held_out"])):

@@ -1,4 +1,5 @@
-"""Stage "export": the averaged weights in the diffusers folder layout, float16 safetensors."""
+"""This module holds the stage "export", which writes the averaged weights in the diffusers folder layout, as float16
+safetensors."""
 
 import json
 import shutil

@@ -1,7 +1,7 @@
-"""One loop for both trainings.
+"""The autoencoder and the diffusion model are trained by the same loop, which this module holds.
 
-The random numbers of a step depend on the seed and the step alone, so a run that was killed and is started again by the
-same command goes on from its last checkpoint to the very bits that an undisturbed run reaches on that machine.
+The random numbers of a step depend only on the seed and the step. So a run that was killed can be started again by the
+same command: it goes on from its last checkpoint and reaches the same bits as an undisturbed run on that machine.
 """
 
 import copy
@@ -29,8 +29,8 @@ MAX_GRADIENT_NORM = 1.0
 class Plan:
     """How long and with what a stage trains.
 
-    `steps` may be changed when a run is taken up again, the rest may not. `minutes` bounds this call alone, which then
-    ends at a checkpoint.
+    When a run is resumed, `steps` and `minutes` may change and the rest may not. `minutes` limits this call only, which
+    then ends at a checkpoint.
     """
 
     steps: int
@@ -66,11 +66,11 @@ def train(
     plan: Plan,
     checkpoint: Path,
 ) -> nn.Module:
-    """Train `model` in place; returns the moving average of its weights, which is what is validated and exported.
+    """Train `model` in place; returns the moving average of its weights, which is validated and exported.
 
-    Keeps `checkpoint` and, beside it, a CSV log; goes on from the checkpoint where there is one. loss(model, generator)
-    draws its own batch. Raises ValueError where the checkpoint was made with another plan, and FloatingPointError at a
-    loss that is not finite.
+    It keeps `checkpoint` and, beside it, a CSV log, and goes on from the checkpoint if there is one. loss(model,
+    generator) draws its own batch. Raises ValueError if the checkpoint was made with another plan, and
+    FloatingPointError at a loss that is not finite.
     """
     average = copy.deepcopy(model).eval().requires_grad_(False)
     steppers = optimizers(model, plan.lr)

@@ -1,8 +1,10 @@
-"""Muon, the optimizer of the hidden layers' weights: momentum whose matrix is made nearly orthogonal.
+"""This module holds Muon, the optimizer of the hidden layers' weights. It takes the momentum of a weight as a matrix
+and makes that matrix nearly orthogonal. We do not use torch.optim.Muon: it takes no convolutions, and it is younger
+than the oldest torch we run on.
 
-Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks"; the step's size is of Liu et al. 2025,
-"Muon is scalable for LLM training", Eq. 4, so that one learning rate serves these weights and AdamW's.
-torch.optim.Muon takes no convolutions, and is younger than the oldest torch we run on.
+The method is from Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks". The size of a step is
+from Liu et al. 2025, "Muon is scalable for LLM training", Eq. 4, so that one learning rate serves these weights and
+AdamW's.
 """
 
 import torch
@@ -12,14 +14,15 @@ from torch import Tensor, nn
 QUINTIC = (3.4445, -4.7750, 2.0315)
 ROUNDS = 5
 WEIGHT_DECAY = 0.01  # of both optimizers
-ADAMW_RMS = 0.2  # root mean square of a step over the learning rate, as AdamW's steps typically have
+ADAMW_RMS = 0.2  # root mean square of a step divided by the learning rate, typical of AdamW's steps
 
 
 def orthogonalized(matrix: Tensor) -> Tensor:
     """The matrix (m, n) with its singular values brought near 1, by Newton-Schulz iteration.
 
-    Every round multiplies by a polynomial in the Gram matrix. These commute, so the rounds act on the Gram matrix
-    alone, (m, m), and their product is applied once: a kernel is several times wider than tall.
+    Every round multiplies by a polynomial in the Gram matrix (m, m). These polynomials commute, so the rounds work on
+    the Gram matrix alone and their product is applied once. This is faster because a kernel is several times wider than
+    tall.
     """
     a, b, c = QUINTIC
     x = matrix / (matrix.norm() + 1e-7)
@@ -36,14 +39,14 @@ def orthogonalized(matrix: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """For weights of two or more dimensions; a kernel (out, in, 3, 3) counts as a matrix (out, in * 9)."""
+    """An optimizer of weights of two or more dimensions; a kernel (out, in, 3, 3) counts as a matrix (out, in * 9)."""
 
     def __init__(self, parameters: list[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = WEIGHT_DECAY):
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self) -> None:
-        """One step down the gradients; weights without one stay."""
+        """Take one step down the gradients. Weights without a gradient stay as they are."""
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is None:

@@ -1,4 +1,5 @@
-"""The small checkpoint's architecture and schedule, as the published JSON files would state them."""
+"""The small checkpoint's architecture and schedule stand here, in the form of the published JSON files. The training
+and the export read the same dictionaries, so that the exported files describe the trained networks."""
 
 from .tokenizer import CONTEXT_LENGTH
 

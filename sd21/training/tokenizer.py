@@ -1,4 +1,5 @@
-"""A small tokenizer in CLIP's format, whose merges are learned from the captions."""
+"""This module makes a small tokenizer in CLIP's format, and learns its merges from the captions. It works on text alone
+and needs neither torch nor the networks."""
 
 import json
 import re
@@ -20,7 +21,7 @@ def byte_symbols() -> list[str]:
 def learn_merges(texts: Iterable[str]) -> list[tuple[str, str]]:
     """Byte-pair merges, the most frequent pair first, until every word of the (ASCII) texts is one token.
 
-    Pairs that occur equally often go by the alphabet.
+    Pairs that occur equally often come in alphabetical order.
     """
     counts = Counter(word for text in texts for word in re.findall(r"[a-z]+|[^a-z\s]+", text.lower()))
     words = {word: (*word[:-1], word[-1] + "</w>") for word in counts}
@@ -38,7 +39,7 @@ def learn_merges(texts: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def merge(symbols: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
-    """The symbols with each occurrence of the pair, from the left, joined."""
+    """The symbols, in which each occurrence of the pair, from the left, is joined."""
     joined, i = [], 0
     while i < len(symbols):
         step = 2 if symbols[i : i + 2] == pair else 1

@@ -1,4 +1,5 @@
-"""Stage "vae": the autoencoder on crops of scans. Stage "latents": what the diffusion model is trained on."""
+"""Two stages share the autoencoder, so this module holds both. The stage "vae" trains it on crops of scans; the stage
+"latents" encodes all scans, and the diffusion model is trained on the result."""
 
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def posterior(vae: VAE, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def random_crops(pixels: Tensor, batch: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """Crops (B, size, size) of pixels[batch] at random places, every other one mirrored on average."""
+    """Crops (B, size, size) of pixels[batch] at random places; each is mirrored with probability 1/2."""
     room = pixels.shape[-1] - size + 1
     tops, lefts = torch.randint(room, (2, len(batch)), generator=generator).tolist()
     mirrored = (torch.rand(len(batch), generator=generator) < 0.5).tolist()
@@ -52,7 +53,7 @@ def psnr(images: Tensor, decoded: Tensor) -> Tensor:
 
 
 def train_vae(scans: str | Path, out: Path, plan: Plan, crop: int, device: torch.device) -> VAE:
-    """Train, or go on training, OUT/vae.pt; returns the average model."""
+    """Start or continue training OUT/vae.pt. Returns the average model."""
     training, held_out = data.split(data.find_scans(scans))
     some = data.evenly(held_out, VALIDATION_SCANS)
     pixels, validation = data.load_pixels(training).to(device), data.load_pixels(some).to(device)
@@ -87,8 +88,8 @@ def trained_vae(out: Path, device: torch.device) -> VAE:
 def write_latents(scans: str | Path, out: Path, variants: int, seed: int, device: torch.device) -> None:
     """Encode all scans. OUT/latents.pt: "training" (N, variants, 4, 32, 32) and "held_out" (M, 4, 32, 32), both scaled.
 
-    Variant 0 of a training scan is the scan, the others are augmented copies. "scaling_factor" is one over the standard
-    deviation of the training latents, which makes their variance that of the noise.
+    Variant 0 of a training scan is the scan itself; the others are augmented copies. "scaling_factor" is one over the
+    standard deviation of the training latents, and gives them the variance of the noise.
     """
     vae = trained_vae(out, device)
     training, held_out = data.split(data.find_scans(scans))

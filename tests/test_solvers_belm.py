@@ -4,7 +4,17 @@ import pytest
 import torch
 from analytic_models import anisotropic_gaussian, mixture, normal, sd_schedule
 
-from solvers import belm_denoise, belm_image_pair, belm_invert, belm_start, discrete, log_snr, time_uniform
+from solvers import (
+    belm_denoise,
+    belm_image_pair,
+    belm_invert,
+    belm_start,
+    ddim,
+    discrete,
+    log_snr,
+    sample,
+    time_uniform,
+)
 
 SCHEDULE = sd_schedule()
 GRID = time_uniform(SCHEDULE, 20)
@@ -27,6 +37,8 @@ def test_a_pair_goes_up_and_down_exactly(start, dtype, bar):
     assert back[0].dtype == dtype
 
     began = belm_start(normal(8, 16, seed=1, dtype=dtype), GRID, X0_FN, start=start)
+    (_, _, _), (_, lower, _), *_ = sample(began[1], GRID.until(start), ddim(GRID.until(start)), X0_FN)
+    assert torch.equal(began[0], lower)
     again = belm_invert(belm_denoise(began, GRID, X0_FN, start=start), GRID, X0_FN, start=start)
     assert relative(again[0] - began[0], began[0]) < bar and relative(again[1] - began[1], began[1]) < bar
 

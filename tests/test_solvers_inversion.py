@@ -95,6 +95,23 @@ def test_frozen_solves_its_own_equations_tightly_and_gains_nothing():
     assert inversion.errors.max() > NO_INVERSE
 
 
+@pytest.mark.parametrize("name", SOLVERS)
+def test_frozen_solves_every_row_with_the_naive_runs_older_predictions(name):
+    grid, x0_fn = time_uniform(SCHEDULE, 20), DATA.x0_fn(time_uniform(SCHEDULE, 20))
+    naive, frozen = (
+        invert(IMAGES, grid, SOLVERS[name], x0_fn, start=6, method=method, tol=1e-13).states
+        for method in ("naive", "frozen")
+    )
+    table = SOLVERS[name](grid.until(6))
+    for i in range(1, 7):
+        a, (own, *older) = table.row(i)
+        step = a * frozen[i] + own * x0_fn(frozen[i], i)
+        for j, weight in enumerate(older[: 6 - i], 1):
+            step = step + weight * x0_fn(naive[i + j], i + j)
+        # The tolerance of its solve, and the roundings of weights up to 14.
+        torch.testing.assert_close(step, frozen[i - 1], rtol=0, atol=1e-12)
+
+
 def test_frozen_is_exact_where_rows_weigh_no_older_prediction():
     """For DDIM step by step is the whole problem, so that frozen's failure elsewhere is due to what it holds."""
     grid, _, x0_fn = problem()
@@ -207,6 +224,14 @@ def test_a_report_is_plain_and_says_what_happened(method):
     assert [values.dtype for values in tensors.values()] == [torch.float64, torch.int64, torch.bool]
 
 
+def test_the_tolerance_is_the_line_between_converged_and_not():
+    grid, solver, x0_fn = problem()
+    errors = invert(IMAGES, grid, solver, x0_fn, start=6, method="naive").errors
+    middle = errors.median().item()
+    inversion = invert(IMAGES, grid, solver, x0_fn, start=6, method="naive", tol=middle)
+    assert torch.equal(inversion.converged, errors <= middle) and 0 < inversion.converged.sum() < 8
+
+
 def test_the_calls_of_the_network_name_every_image():
     """Through `data_prediction`: every call of an inversion, sweeps of images that are left among them, says whose rows
     they are, and an image's own row of the context goes with them."""
@@ -294,6 +319,7 @@ def test_nothing_worse_than_the_naive_inversion_is_returned():
     naive = invert(x0, grid, solver, of_scale_5, method="naive")
     inversion = invert(x0, grid, solver, of_scale_5, max_sweeps=40, on_failure="return")
     assert not inversion.converged.all()
+    assert max(report.sweeps for report in inversion.reports) == 40  # Newton-GMRES goes to the limit and not past it
     assert (inversion.errors <= naive.errors).all()
     # The error that is reported is that of the states that are returned; seen up to 3, and rounding passed on by 1e4.
     torch.testing.assert_close(

@@ -1,4 +1,5 @@
-"""The paper's evidence (section 5): every method on every sample, the metrics, the tables, the grids and the ablations.
+"""This package makes the paper's evidence (section 5): it runs every method on every sample, and writes the metrics,
+the tables, the grids and the ablations.
 
     OUT/samples/                     the benchmark's samples (datasets/drawing.py)
     OUT/inversions/                  inversions, shared by all methods that take the same
@@ -10,12 +11,13 @@
     OUT/ablation_tau.{md,json,png}, ablation_tau_grid.png       its Fig. 9
     OUT/errors.jsonl                 the samples that failed, if any did
 
-A composite is made when its record is there, and a metric of it is measured when its value is; whatever is there is
-kept. So the same command resumes a run that was killed, and one with more methods, ablations or metrics adds them to
-what is done. Tables, grids and samples.csv show what the last command named, so name all that is wanted.
+A composite counts as made if its record is there, and a metric of it as measured if its value is there; whatever is
+there is kept. So the same command resumes a run that was killed, and a command with more methods, ablations or metrics
+adds them to what is done. Tables, grids and samples.csv show only what the last command named, so name all that you
+want.
 
-A new method is one entry of methods.METHODS, a new metric one of metrics.METRICS, a new dataset one of
-datasets.DATASETS: nothing in here knows any of them by name but the order of the paper's figure.
+A new method is one entry of methods.METHODS, a new metric one of metrics.METRICS, and a new dataset one of
+datasets.DATASETS. Nothing in this package has to change for them.
 """
 
 from sd21.lazy import lazily

@@ -1,7 +1,7 @@
-"""`python -m composition benchmark`: its options, and what they ask for.
+"""This module holds the options of `python -m composition benchmark`, and makes a Request from them.
 
-Importing this module imports no torch: what needs it is imported where the options are made. Names are checked by
-`Request`, whoever makes one.
+Importing it does not import torch: the functions import what needs torch when they are called. `Request` checks the
+names, whoever makes one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """All options but those of model and method, which all subcommands share."""
+    """Add all options except those of model and method, which all subcommands share."""
     from ..methods import METHODS
     from .variants import ABLATIONS
 
@@ -56,7 +56,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_datasets(parser: argparse.ArgumentParser) -> None:
-    """For each entry of DATASETS its folder and the number of samples."""
+    """Add, for each entry of DATASETS, the options for its folder and its number of samples."""
     data = parser.add_argument_group("samples, from one or more of the datasets as published")
     for name, published in DATASETS.items():
         data.add_argument(f"--{name}", dest=name, type=Path, metavar="FOLDER", help=f"the folder of {published.title}")
@@ -85,7 +85,7 @@ def _add_networks(parser: argparse.ArgumentParser) -> None:
 
 
 def request_of(options: argparse.Namespace) -> Request:
-    """Raises ValueError, DatasetError among them, for what cannot be asked for."""
+    """The Request that the options make. Raises ValueError (DatasetError) for what cannot be asked for."""
     from .run import Request
     from .variants import ABLATIONS
 
@@ -100,7 +100,7 @@ def request_of(options: argparse.Namespace) -> Request:
 
 
 def networks_of(options: argparse.Namespace) -> Networks:
-    """Raises WeightsError where weights that were named are not there."""
+    """The networks of the metrics. Raises WeightsError if weights that the options name are not there."""
     import torch
 
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")

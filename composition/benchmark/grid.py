@@ -1,4 +1,5 @@
-"""The qualitative grids: chosen samples as rows, background, object and every line of a comparison as columns."""
+"""This module draws the qualitative grids. Their rows are chosen samples; their columns are the background, the object
+and every line of a comparison."""
 
 from __future__ import annotations
 
@@ -26,12 +27,12 @@ def grid(
     done: set[tuple[str, str]],
     reproduce: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Image.Image:
-    """An RGB image: captions, then a group for each dataset, over it the prompt.
+    """The grid as an RGB image: captions, then for each dataset its prompt and, below, its samples.
 
-    Methods stand in the paper's order, and those that the paper does not have behind them, in the order of `lines`.
-    The background shows the outline of the user mask, the object that of its own mask. done: the sound composites,
-    (id, variant); for another there is a cell that says so. reproduce: of values (H, W, 3) in [-1, 1] makes what is
-    shown in place of every image that has a scan's own pixels.
+    Methods stand in the paper's order; after them come those that the paper does not have, in the order of `lines`. The
+    background shows the outline of the user mask, and the object that of its own mask. done: the sound composites, as
+    (id, variant); the cell of any other says "failed". reproduce: a function of values (H, W, 3) in [-1, 1] that makes
+    what is shown in place of every image that has a scan's own pixels.
     """
     lines = sorted(lines, key=_place)
     captions = ["background", "object", *(line.label for line in lines)]

@@ -1,7 +1,8 @@
-"""The metrics of composites on disk, kept beside them, and all of them together as one CSV.
+"""This module measures the composites on disk, keeps their metrics beside them, and writes all metrics together as one
+CSV.
 
-Each value is kept by itself, with the network it came from: a run with a further metric, or another network, measures
-what is lacking and leaves the rest.
+It keeps each value by itself, with the network it came from. So a run with a further metric, or with another network,
+measures what is lacking and leaves the rest.
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ def composed(folder: Path) -> dict[str, dict]:
 def measure_all(
     rows: Sequence[Row], variants: Sequence[Variant], runs: Path, networks: Networks, ranks: Ranks, *, quiet: bool
 ) -> tuple[list[dict], list[dict]] | None:
-    """Measure whatever has not been measured of the composites with these networks. The ranks share the samples out.
+    """Measure what these networks have not yet measured of the composites. The ranks share the samples among them.
 
-    Returns, on rank 0, an entry for each composite, of IDENTITY and the metrics that could be measured (inf and nan
-    included), and the errors: {"variant", "id", "error"}; None on others.
+    Rank 0 returns an entry for each composite, with IDENTITY and the metrics that could be measured
+    (inf and nan included), and the errors, {"variant", "id", "error"}. The other ranks return None.
     """
     records = {variant.name: composed(runs / variant.name) for variant in variants}
     for row in ranks.share(rows, title="measuring", quiet=quiet):
@@ -47,7 +48,7 @@ def measure_all(
         return None
     entries, errors = [], []
     for row in rows:
-        # All is kept by now but for what failed, which fails again and is told.
+        # By now every value is kept except those that failed. They fail again here, and are reported.
         values, failed = _measure_sample(row, records, runs, networks)
         errors += failed
         for variant in values:
@@ -75,7 +76,7 @@ def write_csv(path: Path, entries: list[dict]) -> None:
 def _measure_sample(
     row: Row, records: dict[str, dict[str, dict]], runs: Path, networks: Networks
 ) -> tuple[dict[str, dict[str, float]], list[dict]]:
-    """The metrics of one sample's composites, by variant, and the errors. What is lacking is measured, and kept."""
+    """The metrics of one sample's composites, by variant, and the errors. It measures what is lacking, and keeps it."""
     values, errors, reference = {}, [], None
     asked_for = {name: networks.names.get(METRICS[name].network) for name in measurable(networks)}
     for variant in (name for name, of in records.items() if row.id in of):
@@ -83,7 +84,7 @@ def _measure_sample(
             record = records[variant][row.id]
             file = runs / variant / record["file_name"]
             path = runs / variant / "measures" / f"{row.id}.json"
-            # What is compared with counts as well: a method may make the same composite of other inputs.
+            # The inputs count as well: a method may make the same composite from other inputs.
             asked = {"composite": sha256(file), "inputs": record["inputs"], "prompt": record["prompt"]}
             kept = _kept(path, asked)
             lacking = [name for name, network in asked_for.items() if name not in kept or kept[name][1] != network]
@@ -93,7 +94,7 @@ def _measure_sample(
                 kept |= {name: (value, asked_for[name]) for name, value in measured.items()}
                 _keep(path, asked, kept)
             values[variant] = {name: kept[name][0] for name in asked_for}
-        except Exception as error:  # as in batch: whatever is wrong with one, the others go on
+        except Exception as error:  # as in batch: the others go on, whatever is wrong with one
             errors.append({"variant": variant, "id": row.id, "error": f"{type(error).__name__}: {error}"})
     return values, errors
 
@@ -101,7 +102,7 @@ def _measure_sample(
 def _kept(path: Path, asked: dict) -> dict[str, tuple[float, str | None]]:
     """The values of an earlier run and the network of each, if they are of this very composite and its inputs.
 
-    What is not such a value counts as absent.
+    Anything else counts as absent.
     """
     values = (read_kept(path, asked) or {}).get("values")
     kept = {}

@@ -1,4 +1,4 @@
-"""The ablations as plots, by matplotlib, which the optional extra `plots` brings and nothing else here takes."""
+"""Matplotlib comes with the optional extra `plots`, so only this module imports it. It plots the ablations."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PANELS, PANEL = 3, (4.2, 3.2)  # panels side by side, and the size of one in inc
 
 
 def check_matplotlib() -> None:
-    """Raises ImportError, saying what to do, where matplotlib is missing; for before the long work."""
+    """Raise ImportError, which says what to do, if matplotlib is missing. Call it before the long work."""
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
@@ -23,7 +23,7 @@ def check_matplotlib() -> None:
 
 
 def plot(comparison: Comparison, table: dict, path: Path) -> None:
-    """A panel for each metric, with means and intervals over what is varied: a curve per dataset and series."""
+    """Write a panel for each metric, with means and intervals over what is varied: one curve per dataset and series."""
     from matplotlib.figure import Figure
 
     metrics = {(line["dataset"], line["line"]): line["metrics"] for line in table["lines"]}
@@ -44,7 +44,7 @@ def plot(comparison: Comparison, table: dict, path: Path) -> None:
                 if not points:
                     continue
                 means = [summary["mean"] for _, summary in points]
-                # A skewed sample's percentile interval need not hold its mean.
+                # The percentile interval of a skewed sample need not contain its mean.
                 below = [max(0, summary["mean"] - summary["low"]) for _, summary in points]
                 above = [max(0, summary["high"] - summary["mean"]) for _, summary in points]
                 axis.errorbar(

@@ -1,4 +1,5 @@
-"""The benchmark from end to end: samples, composites, metrics, tables, grids, plots."""
+"""This module runs the benchmark from end to end: samples, composites, metrics, tables, grids and plots. The other
+modules of the package each do one of these steps, and only this one knows their order."""
 
 from __future__ import annotations
 
@@ -31,9 +32,9 @@ from .variants import ABLATIONS, Comparison, Variant
 class Request:
     """What is asked for.
 
-    parts: {a name in DATASETS: (its folder, samples)}; seed: of the draw; methods: names in METHODS, in the table's
+    parts: {a name in DATASETS: (its folder, samples)}; seed: the draw's; methods: names in METHODS, in the table's
     order; ablations: some of variants.ABLATIONS; shown: the samples of the grids, by number within each dataset;
-    reproduce: show scans there, and what is pasted of them, as the model's autoencoder gives them back.
+    reproduce: whether they show scans, and what is pasted of them, as the model's autoencoder gives them back.
     Raises ValueError (DatasetError) for what cannot be asked for.
     """
 
@@ -62,12 +63,12 @@ class Request:
 def run_benchmark(
     request: Request, out: str | Path, load_model: Callable, settings: Settings, networks: Networks, *, quiet: bool
 ) -> list[dict] | None:
-    """Do whatever of the benchmark is not done yet, and write OUT as the package's docstring has it.
+    """Do what is not done yet of the benchmark, and write OUT as the package's docstring describes it.
 
-    load_model: takes nothing, returns what sd21.load returns. Under torchrun the composites are shared out, to be
-    made and then to be measured.
-    Returns the failures, {"variant", "id", "error"}, on rank 0, None on others. Before the model is loaded, raises
-    ValueError (DatasetError), OSError or ImportError for what cannot be done.
+    load_model: takes nothing, returns what sd21.load returns. Under torchrun the processes share the composites among
+    them, first to make and then to measure them.
+    Rank 0 returns the failures, {"variant", "id", "error"}; the other ranks return None. Raises ValueError
+    (DatasetError), OSError or ImportError, before the model is loaded, for what cannot be done.
     """
     out = Path(out)
     comparisons = [variants.methods(request.methods, settings)]
@@ -113,7 +114,7 @@ def _check_names(kind: str, names, known) -> None:
 def _compose(
     benchmark: Benchmark, rows: list[Row], wanted: list[Variant], out: Path, load_model: Callable, quiet: bool
 ) -> list[dict]:
-    """Run `batch` for each variant. Returns what failed, on rank 0; nothing on others."""
+    """Run `batch` for each variant. Rank 0 returns what failed; the other ranks return an empty list."""
     errors, ids = [], {row.line: row.id for row in rows}
     for variant in wanted:
         folder = out / "runs" / variant.name
@@ -141,7 +142,7 @@ def _write_table(
     networks: Networks,
     out: Path,
 ) -> None:
-    """A comparison's table, as JSON and as Markdown, and its plot where it has one. counts: samples by dataset."""
+    """Write a comparison's table, as JSON and as Markdown, and its plot if it has one. counts: samples by dataset."""
     table = tabulate(comparison, counts, entries, networks)
     table["benchmark"] = {
         "samples": counts,
@@ -164,7 +165,7 @@ def _write_grid(
     out: Path,
     reproduced: Callable | None,
 ) -> None:
-    """A comparison's grid of the samples with the numbers `shown`, as far as any line has them."""
+    """Write a comparison's grid of the samples with the numbers `shown`, as far as any line has them."""
     done = {(entry["id"], entry["variant"]) for entry in entries}
     known = {sample for sample, _ in done}
     shown_rows = [row for row in rows if row.id in known and int(row.id.rsplit("-", 1)[1]) in shown]

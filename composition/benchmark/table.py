@@ -1,4 +1,5 @@
-"""The tables: means over samples with bootstrap intervals, as JSON and, from that, as Markdown.
+"""This module makes the tables: means over samples with bootstrap intervals, as JSON and, from that, as Markdown. It
+computes from entries alone and touches no file.
 
 A table has lines, one per dataset and variant. (Its `rows` are rows through the UNet, the unit of cost.)
 """
@@ -17,16 +18,16 @@ ALL_INFINITE, NONE_DEFINED = "∞", "–"
 
 
 def bootstrap_interval(values: np.ndarray) -> tuple[float, float]:
-    """The percentile bootstrap's interval of the mean of values (n,), at LEVEL (Efron 1979). The same every time."""
+    """The percentile-bootstrap interval of the mean of values (n,), at LEVEL (Efron 1979); the same every time."""
     chosen = np.random.default_rng(SEED).integers(0, len(values), (RESAMPLES, len(values)))
     low, high = np.quantile(values[chosen].mean(axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 
 def summarise(values: Sequence[float]) -> dict:
-    """Mean and interval of the finite values, None where there are none, and how many were infinite or undefined.
+    """Mean and interval of the finite values, None if there are none, and how many were finite, infinite or undefined.
 
-    An infinite PSNR (nothing changed) has no mean with others, nor has an SSIM whose window fits nowhere (nan).
+    An infinite PSNR (nothing changed) cannot be averaged with others, nor can an SSIM whose window fits nowhere (nan).
     """
     values = np.asarray(values, dtype=np.float64)
     finite = values[np.isfinite(values)]
@@ -36,7 +37,7 @@ def summarise(values: Sequence[float]) -> dict:
 
 
 def tabulate(comparison: Comparison, counts: dict[str, int], entries: list[dict], networks: Networks) -> dict:
-    """The table of a comparison: one line per dataset and variant, and where ours is among them, ours less each other.
+    """The table of a comparison: one line per dataset and variant and, if ours is among them, ours minus each other.
 
     counts: each dataset's samples; entries: as measure_all returns them. A sample that failed for one line is missing
     from that line alone.
@@ -77,10 +78,10 @@ def tabulate(comparison: Comparison, counts: dict[str, int], entries: list[dict]
 
 
 def paired(other: str, dataset: str, entries: list[dict], columns: Sequence[str]) -> dict:
-    """Ours less another variant on the samples that both have; a value without a finite difference is left out."""
+    """Ours minus another variant on the samples that both have. Values without a finite difference are left out."""
     ours, theirs = ({entry["id"]: entry for entry in _entries_of(name, dataset, entries)} for name in (OURS, other))
     both = [(ours[sample], theirs[sample]) for sample in ours if sample in theirs]
-    with np.errstate(invalid="ignore"):  # two infinite PSNRs
+    with np.errstate(invalid="ignore"):  # inf - inf, of two infinite PSNRs
         differences = {name: np.array([a[name] for a, _ in both]) - [b[name] for _, b in both] for name in columns}
     metrics = {name: summarise(values[np.isfinite(values)]) for name, values in differences.items()}
     return {"samples": len(both), "metrics": metrics}
@@ -91,7 +92,7 @@ def _entries_of(variant: str, dataset: str, entries: list[dict]) -> list[dict]:
 
 
 def markdown(table: dict) -> str:
-    """The table as GitHub shows it, one block per dataset, with notes on whatever is not in a mean."""
+    """The table in GitHub's Markdown, one block per dataset, with notes on whatever is not in a mean."""
     text = [f"# {table['title']}", ""]
     for dataset in dict.fromkeys(line["dataset"] for line in table["lines"]):
         lines = [line for line in table["lines"] if line["dataset"] == dataset]

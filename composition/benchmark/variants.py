@@ -1,4 +1,5 @@
-"""What is run and compared: the methods of Tab. 1, and the ablations over T' (Tab. 2, Fig. 8) and tau (Fig. 9)."""
+"""This module says what the benchmark runs and compares: the methods of Tab. 1, and the ablations over T'
+(Tab. 2, Fig. 8) and tau (Fig. 9). The paper's values for them stand only here."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ OURS = "ours"  # the variant of our method with the settings that were given
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to compose all samples. name: that of its folder; method: a name in methods.METHODS."""
+    """One way to compose all samples. name: the name of its folder; method: a name in methods.METHODS."""
 
     name: str
     method: str
@@ -34,7 +35,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Lines side by side: one table, one grid and, where `varied` names what the lines' values are, one plot."""
+    """Lines side by side: one table, one grid and, if `varied` names what the lines' values are, one plot."""
 
     name: str
     title: str
@@ -49,7 +50,7 @@ def methods(names: Sequence[str], settings: Settings) -> Comparison:
 
 
 def start_ablation(settings: Settings) -> Comparison:
-    """Tab. 2 and Fig. 8. Raises ValueError where the grid has fewer steps than the greatest T'."""
+    """Tab. 2 and Fig. 8. Raises ValueError if the grid has fewer steps than the greatest T'."""
     _check("start", "steps", settings.steps, max(STARTS), f"runs T' = {', '.join(map(str, STARTS))}")
     lines = tuple(Line(f"T' = {start}", _ours(settings, start=start), start) for start in STARTS)
     return Comparison("ablation_start", "Selection of T' (the paper's Tab. 2)", lines, varied="T'")
@@ -60,8 +61,8 @@ def tau_ablation(settings: Settings) -> Comparison:
 
     The paper contradicts itself. By Eq. 9 the background is put back on the states tau to T', so that tau = 1 keeps it
     longest; its Fig. 9 says that tau = 1 keeps it least and tau = 5 most. The second reading is the mirrored window,
-    T' - tau to T'. At T' = 6 the two agree on tau = 3 and swap 1 and 5, so that it costs no further run.
-    Raises ValueError where T' is below the greatest tau.
+    T' - tau to T'. At T' = 6 the two agree on tau = 3 and swap 1 and 5, so the second reading costs no further run.
+    Raises ValueError if T' is below the greatest tau.
     """
     _check("tau", "start", settings.start, max(TAUS), f"runs tau = {', '.join(map(str, TAUS))} and their mirrors in T'")
     readings = (("Eq. 9", lambda tau: tau), ("Fig. 9, mirrored", lambda tau: settings.start - tau))
@@ -83,7 +84,7 @@ def _check(ablation: str, option: str, value: int, least: int, runs: str) -> Non
 
 
 def _ours(settings: Settings, **change: int) -> Variant:
-    """Our method with one setting changed; under its plain name where that changes nothing, so that it runs once."""
+    """Our method with one setting changed. It has its plain name if that changes nothing, so that it runs once."""
     changed = replace(settings, **change)
     ((name, value),) = change.items()
     return Variant(OURS if changed == settings else f"{OURS}_{name}_{value}", OURS, changed)

@@ -1,7 +1,7 @@
-"""Published datasets of scans, and the benchmark samples drawn from them (section 5.1).
+"""This package reads published datasets of scans, and draws the benchmark samples from them (section 5.1).
 
-DATASETS is the one table of them. A new dataset is a reader, a function of its folder that returns a Dataset, and an
-entry here: the benchmark's options --NAME and --NAME-samples follow from it.
+DATASETS is the one table of them. A new dataset takes a reader (a function of its folder that returns a Dataset) and an
+entry here; the benchmark's options --NAME and --NAME-samples follow from it.
 """
 
 from ..scans.errors import DatasetError

@@ -1,7 +1,8 @@
-"""Br35H, Brain Tumor Detection 2020 (Ahmed Hamada): `no/`, `yes/` and `Br35H-Mask-RCNN/{TRAIN,VAL}`.
+"""This module reads Br35H, Brain Tumor Detection 2020 (Ahmed Hamada), from its folders `no/`, `yes/` and
+`Br35H-Mask-RCNN/{TRAIN,VAL}`. Each dataset has a module of its own, because each labels its tumours in another way.
 
-Tumour-free scans are those of `no/`. Tumours are outlined in VGG Image Annotator (VIA) JSON beside copies of their
-scans; a file of all annotations may lie above the folders.
+The tumour-free scans are in `no/`. VGG Image Annotator (VIA) JSON files outline the tumours and lie beside copies of
+their scans; one file of all annotations may lie above the folders.
 """
 
 from __future__ import annotations
@@ -19,25 +20,25 @@ from .reading import Dataset, Labelled, LeftOut, files_of, scan_size
 PROMPT = "An MRI scan of a cancerous brain"
 OUTLINES = "Br35H-Mask-RCNN"
 
-# Coordinates beyond this are damage: no scan comes near, and Pillow fills polygons in 32-bit floats and integers, where
-# a sixteenth of a pixel is still told up to here, and nothing at all from 2^31.
+# Coordinates beyond this are damage, because no scan comes near it. Pillow fills polygons in 32-bit floats and
+# integers. Up to here they resolve a sixteenth of a pixel; from 2^31 on they fail.
 FARTHEST = 2**20
 
 
 def read_br35h(root: str | Path) -> Dataset:
     """Read Br35H as published. What cannot be used is counted by reason in `left_out`.
 
-    Annotation files are read in the order of their names, and an image goes by its file name in all of them. It takes
-    its first annotation that can be used; any with other regions than that is counted as "annotated once more", and a
-    repetition of the same ones is no matter. An image that no file annotates is counted where one could: in its folder,
-    or above it.
-    Raises DatasetError where `no/` or the folder of outlines is not there.
+    Annotation files are read in the order of their names, and all of them identify an image by its file name. An image
+    takes its first annotation that can be used. A further annotation is counted as "annotated once more" if its regions
+    differ, and ignored if they are the same. An image without annotation is counted if an annotation file lies in its
+    folder or in the folder above.
+    Raises DatasetError if `no/` or the folder of outlines is not there.
     """
     root, left_out = Path(root), LeftOut()
     backgrounds = [path for path in files_of(root / "no", "Br35H") if scan_size(path, left_out) is not None]
-    files_of(root / OUTLINES, "Br35H")  # for its error
+    files_of(root / OUTLINES, "Br35H")  # raises DatasetError if it is not there
     annotations: dict[str, list[tuple[Path, list]]] = {}  # by file name: the image's path, and its regions
-    folders: dict[Path, None] = {}  # in order, and each once
+    folders: dict[Path, None] = {}  # a set that keeps the order
     for file in sorted((root / OUTLINES).rglob("*.json"), key=lambda path: path.relative_to(root).as_posix()):
         covered = [file.parent, *sorted(path for path in file.parent.iterdir() if path.is_dir())]
         folders |= dict.fromkeys(covered)
@@ -60,8 +61,9 @@ def via_mask(regions: list | dict, size: tuple[int, int]) -> np.ndarray:
 
     regions: a list, or in VIA 1 a dict of numbered regions. Shapes: polygon (its outline included), ellipse (cx, cy,
     rx, ry, and theta in radians, turning x towards y), circle (cx, cy, r). Ellipses and circles hold the pixels whose
-    whole coordinates lie in them. What lies beyond the image is cut.
-    Raises ValueError for other shapes, ones that lack an attribute, and numbers that are none or beyond FARTHEST.
+    integer coordinates lie in them. Parts beyond the image are cut off.
+    Raises ValueError for other shapes, for shapes that lack an attribute, and for coordinates that are no numbers or
+    are beyond FARTHEST.
     """
     height, width = size
     image = Image.new("1", (width, height))
@@ -96,14 +98,14 @@ def via_mask(regions: list | dict, size: tuple[int, int]) -> np.ndarray:
 
 
 def _check_numbers(*numbers) -> None:
-    """Raises ValueError for what is no number, infinities and NaN among them, or no place near an image."""
+    """Raise ValueError unless all are finite numbers from -FARTHEST to FARTHEST."""
     for number in numbers:
         if not (isinstance(number, Real) and abs(number) <= FARTHEST):
             raise ValueError(f"a coordinate of {number!r}; expected a number from -{FARTHEST} to {FARTHEST}")
 
 
 def _entries(file: Path, left_out: LeftOut) -> list[tuple[str, list]]:
-    """The (file name, regions) of a VIA file: its entries, or those under the key of a whole VIA project."""
+    """The (file name, regions) of the entries of a VIA file, which may be a whole VIA project."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         entries = content.get("_via_img_metadata", content).values()
@@ -124,15 +126,15 @@ def _entries(file: Path, left_out: LeftOut) -> list[tuple[str, list]]:
 
 
 def _image_of(name: str, folders: list[Path]) -> Path:
-    """An entry's image, where the first folder has it: the annotation file's, those below, that of tumour scans."""
+    """The path of an entry's image in the first of the folders that has it, or else in the first folder."""
     places = [folder / name for folder in folders]
     return next((path for path in places if path.is_file()), places[0])
 
 
 def _first_usable(name: str, annotations: list[tuple[Path, list]], left_out: LeftOut) -> Labelled | None:
-    """An image by the first of its annotations (path, regions) that can be used; else None and a count, once a reason.
+    """An image with the first of its annotations (path, regions) that can be used, or None and a count for each reason.
 
-    Further annotations are counted where their regions differ from those taken.
+    Further annotations are counted if their regions differ from those taken.
     """
     failures = LeftOut()
     for path, regions in annotations:

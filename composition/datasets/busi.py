@@ -1,6 +1,9 @@
-"""BUSI, Dataset of Breast Ultrasound Images (Al-Dhabyani et al., Data in Brief 2020): `{benign,malignant,normal}/`.
+"""This module reads BUSI, Dataset of Breast Ultrasound Images (Al-Dhabyani et al., Data in Brief 2020), from its
+folders `{benign,malignant,normal}/`. Each dataset has a module of its own, because each labels its tumours in another
+way.
 
-`NAME.png` has its mask in `NAME_mask.png`, and further lesions in `NAME_mask_1.png` and so on: the mask is their union.
+`NAME_mask.png` is the mask of `NAME.png`; `NAME_mask_1.png` and so on are those of further lesions. A scan's mask is
+their union.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ MASK = re.compile(r"(.+)_mask(_\d+)?")
 
 
 def read_busi(root: str | Path) -> Dataset:
-    """Read BUSI as published: root is Dataset_BUSI_with_GT, or holds it.
+    """Read BUSI as published. root: Dataset_BUSI_with_GT, or the folder that holds it.
 
     Scans in `benign/` and `malignant/` are objects, those in `normal/` backgrounds. Masks may be of any mode. What
     cannot be used is counted by reason in `left_out`. Raises DatasetError where a folder is not there.
@@ -34,7 +37,7 @@ def read_busi(root: str | Path) -> Dataset:
         for path in files_of(root / kind, "BUSI"):
             if match := MASK.fullmatch(path.stem):
                 masks.setdefault(match[1], []).append(path)
-            elif path.stem in images:  # masks are found by the stem, so that one image alone can have them
+            elif path.stem in images:  # masks are found by the stem, so only one image can have them
                 left_out.add("image named like an earlier one but for its suffix", path.name)
             else:
                 images[path.stem] = path
@@ -61,7 +64,7 @@ def read_busi(root: str | Path) -> Dataset:
 
 
 def _union(paths: list[Path], size: tuple[int, int], left_out: LeftOut) -> np.ndarray | None:
-    """The union of the mask files, of the scan's size; None and a count where one cannot be used."""
+    """The union of the mask files, in the scan's size, or None and a count if one of them cannot be used."""
     union = np.zeros(size, dtype=bool)
     for path in paths:
         try:

@@ -1,8 +1,9 @@
-"""The drawing of benchmark samples as the paper describes them (section 5.1), from any dataset that was read.
+"""Benchmark samples are drawn here as the paper describes them (section 5.1), from any dataset that was read. The
+module knows no dataset by name, so that a new one is drawn by the same rules.
 
-They are drawn so that their name says which they are: "300 from Br35H and 100 from BUSI, seed 0" is one benchmark for
-everyone who has the published datasets. Who is drawn follows from the seed and the file names by SHA-256, and boxes are
-computed in integers. Where the data differ (a part is missing), so does the benchmark, and its hash tells.
+The name of a benchmark determines its samples: "300 from Br35H and 100 from BUSI, seed 0" is the same benchmark for
+everyone who has the published datasets. The SHA-256 of the seed and the file names decides which scans are drawn, and
+boxes are computed in integers. If the data differ (a part is missing), the benchmark differs too, and so does its hash.
 
     FOLDER/manifest.jsonl        one sample per line, as `python -m composition batch` reads it
     FOLDER/hashes.jsonl          its hashes: of the scans' bytes, and of the masks' pixels, as PNG bytes vary with zlib
@@ -52,7 +53,8 @@ class Pair:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A benchmark on disk. sha256: its identity, of manifest and hashes together. left_out: by name of dataset."""
+    """A benchmark on disk. sha256: its identity, the hash of manifest and hashes together. left_out: by name of
+    dataset."""
 
     manifest: Path
     sha256: str
@@ -62,10 +64,11 @@ class Benchmark:
 def build_benchmark(folder: str | Path, parts: Sequence[tuple[Dataset, int]], seed: int = 0) -> Benchmark:
     """Draw `count` samples from each (dataset, count) and write them to `folder`.
 
-    The hashes come first and the manifest last: a folder is one benchmark's from the first file on, and whole with the
-    manifest. A folder that already holds this benchmark, or part of it, is written again, to the same content.
-    Raises DatasetError where a dataset yields fewer samples, or the folder holds another benchmark, be it the same
-    names with other scans or masks.
+    The hashes are written first and the manifest last. So the folder belongs to one benchmark from the first file on,
+    and it is whole when the manifest is there. A folder that already holds this benchmark, or part of it, is written
+    again with the same content.
+    Raises DatasetError if a dataset yields fewer samples, or if the folder holds another benchmark, even one of the
+    same names with other scans or masks.
     """
     folder = Path(folder)
     drawn = [draw_pairs(dataset, count, seed) for dataset, count in parts]
@@ -91,8 +94,9 @@ def draw_pairs(dataset: Dataset, count: int, seed: int) -> tuple[list[Pair], Lef
     """`count` pairs, and all that was left out on the way, the dataset's own report included.
 
     Backgrounds and objects are ranked by the SHA-256 of seed, dataset, role and file name. Each background in turn gets
-    the first object not yet taken that has room in its tissue. No scan is used twice, nor is a file equal to another.
-    Raises DatasetError where there are fewer than count.
+    the first object not yet taken that has room in its tissue. No scan is used twice, and of equal files only the first
+    is used.
+    Raises DatasetError if there are fewer than `count`.
     """
     left_out = LeftOut({reason: list(names) for reason, names in dataset.left_out.names.items()})
     objects = []
@@ -129,10 +133,10 @@ def draw_pairs(dataset: Dataset, count: int, seed: int) -> tuple[list[Pair], Lef
 
 
 def unsuitable(mask: np.ndarray) -> str | None:
-    """Why an object (its mask, bool (H, W)) cannot be a benchmark's, or None.
+    """The reason why an object cannot be in a benchmark, or None. mask: the object's, bool (H, W).
 
-    It touches the border of its scan, so that a part may be cut off; its bounding box is shorter than 1/16 of the scan
-    along either axis; or it is longer than 2/3.
+    There are three reasons: the object touches the border of its scan, so that a part may be cut off; its bounding box
+    is shorter than 1/16 of the scan along either axis; or the box is longer than 2/3 of it.
     """
     height, width = mask.shape
     x0, y0, x1, y1 = bounding_box(mask)
@@ -147,11 +151,12 @@ def unsuitable(mask: np.ndarray) -> str | None:
 
 
 def user_box(tissue: np.ndarray, object_mask: np.ndarray) -> tuple[int, int, int, int] | None:
-    """The user's box x, y, width, height on a background, or None where its tissue has no room for it.
+    """The user's box x, y, width, height on a background, or None if its tissue has no room for it.
 
-    Size: the object's bounding box, scaled as its scan would be to fit the background; so the tumour keeps its share.
-    Place: the whole box in tissue, as near as that allows to where the object lay in its own scan, relative to the size
-    of the scans (squared distance in pixels; of equal ones the topmost, then the leftmost).
+    Size: the object's bounding box is scaled by the factor that fits its scan into the background, so the tumour keeps
+    its share. Place: the whole box lies in tissue, as near as possible to where the object lay in its own scan,
+    relative to the size of the scans. The distance is squared, in pixels; of equal ones the topmost wins, then the
+    leftmost.
     """
     height, width = tissue.shape
     object_height, object_width = object_mask.shape
@@ -177,7 +182,7 @@ def _rank(seed: int, dataset: Dataset, role: str, path: Path) -> bytes:
 
 
 def _distinct(items: list, path_of, left_out: LeftOut) -> list:
-    """The items whose files differ; of equal ones the first."""
+    """The items whose files differ. Of items with equal files, the first stays."""
     first = {}
     for item in items:
         if first.setdefault(sha256(path_of(item)), item) is not item:
@@ -186,7 +191,7 @@ def _distinct(items: list, path_of, left_out: LeftOut) -> list:
 
 
 def _row(pair: Pair) -> dict[str, str]:
-    """The pair's line of the manifest; files relative to the benchmark's folder."""
+    """The pair's line of the manifest, with file names relative to the benchmark's folder."""
     name = pair.dataset.name
     return {
         "id": pair.id,

@@ -1,4 +1,5 @@
-"""What a dataset of scans is read into, and how what cannot be used is counted."""
+"""This module holds the types that a dataset of scans is read into, and the count of what cannot be used. The readers
+of all datasets share it, so that the drawing of samples sees only one form."""
 
 from __future__ import annotations
 
@@ -46,7 +47,7 @@ class Dataset:
     """Scans of one modality: tumour-free ones and labelled ones, in the order of their file names.
 
     name: its key in DATASETS, and the first part of its samples' ids. prompt: the paper's fixed text for the modality
-    (section 5.1). left_out: what of the folder cannot be used.
+    (section 5.1). left_out: what in the folder cannot be used.
     """
 
     name: str
@@ -58,10 +59,10 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Published:
-    """A dataset that one can have: an entry of DATASETS.
+    """An entry of DATASETS: a dataset that anyone can get, and how to read it.
 
-    title: its name, as its authors have it. read: the function of its folder that returns a Dataset; raises
-    DatasetError for another folder. samples: how many of it the paper draws, the default of an evaluation.
+    title: the name that its authors gave it. read: the function of its folder that returns a Dataset; it raises
+    DatasetError for another folder. samples: how many samples the paper draws from it, which is the default.
     """
 
     title: str
@@ -70,7 +71,7 @@ class Published:
 
 
 def scan_size(path: Path, left_out: LeftOut) -> tuple[int, int] | None:
-    """The (height, width) of a scan, or None and a count where it cannot be used."""
+    """The (height, width) of a scan, or None and a count if it cannot be used."""
     if not path.is_file():
         left_out.add("image is missing", path.name)
         return None
@@ -82,7 +83,8 @@ def scan_size(path: Path, left_out: LeftOut) -> tuple[int, int] | None:
 
 
 def files_of(folder: Path, dataset: str) -> list[Path]:
-    """A published folder's files by name, hidden ones left aside. Raises DatasetError where it is absent."""
+    """A published folder's files in the order of their names, without hidden ones. Raises DatasetError if it is
+    absent."""
     if not folder.is_dir():
         raise DatasetError(f"{folder} is not there; expected {dataset} in its published layout")
     return sorted((path for path in folder.iterdir() if path.is_file() and path.name[0] != "."), key=lambda p: p.name)

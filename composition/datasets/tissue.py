@@ -1,4 +1,5 @@
-"""Where a scan shows tissue: one rule for heads on black and for ultrasound that fades with depth."""
+"""This module finds where a scan shows tissue. One rule serves all datasets, heads on black as well as ultrasound that
+fades with depth, so that boxes are drawn alike in all of them."""
 
 from __future__ import annotations
 
@@ -7,16 +8,17 @@ from PIL import Image
 
 from ..scans.images import Scan
 
-# The rule looks at the scan shrunk to this many pixels along its longer side: fine enough for a place to put a box.
+# The rule looks at the scan shrunk to this many pixels along its longer side, which is fine enough to place a box.
 SIDE = 96
 
 
 def tissue_mask(scan: Scan) -> np.ndarray:
-    """The bool mask (H, W) of a scan's tissue; all False where the shrunk scan has one value.
+    """The bool mask (H, W) of a scan's tissue; all False if the shrunk scan has one value.
 
-    On the shrunk scan: pixels above half of Otsu's threshold, of these the largest connected piece, and with it all
-    pixels that have some of it to their left and right, above and below (ventricles, vessels, shadows between echoes).
-    Arithmetic on integers, so that the mask is the same on every machine.
+    The rule takes the pixels of the shrunk scan above half of Otsu's threshold, and of these the largest connected
+    piece. It adds all pixels that have some of that piece to their left and right, above and below
+    (ventricles, vessels, shadows between echoes). It computes in integers, so that the mask is the same on every
+    machine.
     """
     low, high = scan.window
     pixels = scan.pixels.astype(np.int64)
@@ -33,10 +35,10 @@ def tissue_mask(scan: Scan) -> np.ndarray:
 
 
 def otsu_threshold(gray: np.ndarray) -> int:
-    """The grey level t of uint8 pixels that best parts those up to t from those above (Otsu 1979).
+    """The grey level t of uint8 pixels that best separates those up to t from those above (Otsu 1979).
 
-    It maximises the variance between the two classes, (total * below - count below * sum)^2 over the product of their
-    counts; the least such t. Raises ValueError for pixels of one value.
+    It maximises the variance between the two classes, (sum of all * count below - count of all * sum below)^2 over the
+    product of the two counts. Of several such t it is the least. Raises ValueError for pixels of one value.
     """
     histogram = np.bincount(gray.ravel(), minlength=256)
     count, total = np.cumsum(histogram).tolist(), np.cumsum(histogram * np.arange(256)).tolist()
@@ -53,7 +55,8 @@ def otsu_threshold(gray: np.ndarray) -> int:
 
 def largest_piece(mask: np.ndarray) -> np.ndarray:
     """The largest 4-connected piece of a bool mask; of equal ones the last in reading order."""
-    # Every pixel starts with a label of its own; the greatest one floods its piece, whole rows and columns at once.
+    # Every pixel starts with a label of its own. The greatest label of a piece floods it, whole rows and columns at
+    # once.
     labels = np.where(mask, np.arange(1, mask.size + 1).reshape(mask.shape), 0)
     while True:
         before = labels
@@ -68,7 +71,7 @@ def largest_piece(mask: np.ndarray) -> np.ndarray:
 
 
 def enclosed(mask: np.ndarray) -> np.ndarray:
-    """The pixels that have some of the mask on all four sides, in their row and in their column, or are in it."""
+    """The pixels of the mask, and those that have some of it on all four sides, in their row and in their column."""
     seen = np.logical_or.accumulate
     return seen(mask) & seen(mask[::-1])[::-1] & seen(mask, axis=1) & seen(mask[:, ::-1], axis=1)[:, ::-1]
 

@@ -1,6 +1,8 @@
-"""The paper's four metrics (section 5.2) with their definitions made explicit, and measures that need no network.
+"""This package holds the paper's four metrics (section 5.2), with their definitions made explicit, and measures that
+need no network.
 
-The paper names LPIPS_bg, LPIPS_fg, CLIP_Image and CLIP_Text and says what each is for, not how it is computed. Here:
+The paper names LPIPS_bg, LPIPS_fg, CLIP_Image and CLIP_Text and says what each is for, but not how it is computed.
+Here:
 
 - The background is what lies outside the user mask. For LPIPS_bg the composite's user region is filled with the
   background's own pixels, so that the mask itself draws no edge; both are brought to 512 x 512, the paper's size.
@@ -9,10 +11,10 @@ The paper names LPIPS_bg, LPIPS_fg, CLIP_Image and CLIP_Text and says what each 
   correspond pixel by pixel. For the networks each crop is brought to 224 x 224, AlexNet's and CLIP's own size.
 - CLIP_Text compares the whole composite with the prompt, and CLIP_Image the two crops; both are 100 times the cosine.
 
-All resizing is bicubic with antialiasing, without keeping the aspect (TF-ICON's and so the paper's canvas is square).
-PSNR, SSIM and the seam are taken in the background's own pixels.
+All resizing is bicubic with antialiasing and does not keep the aspect (TF-ICON's canvas is square, and so is the
+paper's). PSNR, SSIM and the seam are measured on the background's own pixels, without resizing.
 
-METRICS (table.py) is the one table of them; `measure` computes any of them by name, of a Comparison (comparison.py).
+METRICS (table.py) is the one table of them. `measure` computes any of them by name, for a Comparison (comparison.py).
 """
 
 from sd21.lazy import lazily

@@ -1,4 +1,5 @@
-"""Cosines in the embedding space of CLIP (Radford et al., ICML 2021), as hundredths: 100 for one direction."""
+"""This module compares images and texts by the cosine in the embedding space of CLIP (Radford et al., ICML 2021), as
+hundredths: 100 means the same direction. It is apart because it needs the transformers library."""
 
 from __future__ import annotations
 
@@ -14,15 +15,15 @@ from .resize import square
 
 # CLIP's own preprocessing: mean and deviation per channel of images in [0, 1].
 MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-BYTES = 256  # each of which CLIP's vocabulary spells, alone and at a word's end
-TOLD = 3  # of the weights that do not fit; an error that lists all 398 is not read
+BYTES = 256  # CLIP's vocabulary has each byte twice, alone and at a word's end
+TOLD = 3  # an error names so many weights that do not fit; nobody would read all 398
 
 
 class CLIP:
-    """A CLIP of the transformers library. `name`, which tells its weights by their SHA-256, belongs beside its figures.
+    """A CLIP of the transformers library. `name` identifies its weights by their SHA-256; print it beside its figures.
 
-    source: a folder in the transformers layout, or a hub id. Its weights are a CLIPModel's, all of them; others beside
-    them are passed over, as older files carry buffers. Raises WeightsError where it is absent or anything else.
+    source: a folder in the transformers layout, or a hub id. It must hold all weights of a CLIPModel; further tensors
+    are ignored, because older files also carry buffers. Raises WeightsError if it is absent or anything else.
     """
 
     def __init__(
@@ -37,7 +38,7 @@ class CLIP:
     def embed_images(self, images: torch.Tensor) -> torch.Tensor:
         """Unit vectors (B, D) of images (B, 3, H, W) in [-1, 1].
 
-        The whole image is brought to CLIP's square, bicubic; CLIP's own preprocessing would crop a scan's long side.
+        The whole image is resized to CLIP's square (bicubic); CLIP's own preprocessing would crop a scan's long side.
         """
         side = self.model.config.vision_config.image_size
         mean, deviation = (torch.tensor(v, device=self.device).view(1, 3, 1, 1) for v in (MEAN, DEVIATION))
@@ -54,7 +55,7 @@ class CLIP:
         return F.normalize(self.model.text_projection(pooled), dim=1)
 
     def image_similarity(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        """100 times the cosine of two images each, (B,)."""
+        """100 times the cosine of each image of `a` with its partner in `b`, (B,)."""
         return 100 * (self.embed_images(a) * self.embed_images(b)).sum(dim=1)
 
     def text_similarity(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
@@ -71,7 +72,7 @@ def _digest(model: torch.nn.Module) -> str:
 
 
 def _load(source: str, local_files_only: bool):
-    """transformers' model and tokenizer. WeightsError for whatever does not make a whole CLIP."""
+    """The model and tokenizer of transformers. Raises WeightsError for whatever does not make a whole CLIP."""
     from transformers import CLIPModel, CLIPTokenizer
 
     def unusable(reason: str) -> WeightsError:
@@ -79,19 +80,19 @@ def _load(source: str, local_files_only: bool):
         return WeightsError(f"no CLIP model from {source}: {reason.strip()}; {advice}")
 
     try:
-        # What is missing or of another shape transformers draws at random, and says so in its report alone.
+        # transformers draws missing and misshapen weights at random, and says so only in its report.
         model, report = CLIPModel.from_pretrained(
             source, local_files_only=local_files_only, output_loading_info=True, ignore_mismatched_sizes=True
         )
         tokenizer = CLIPTokenizer.from_pretrained(source, local_files_only=local_files_only)
-    except Exception as error:  # those of safetensors and of the tokenizers share no base class
+    except Exception as error:  # the errors of safetensors and the tokenizers share no base class
         raise unusable(f"{type(error).__name__}: {error}") from error
     wrong = [f"{key} is missing" for key in sorted(report["missing_keys"])]
     wrong += [f"{key} is {tuple(got)}, not {tuple(fit)}" for key, got, fit in sorted(report["mismatched_keys"])]
     if wrong:
         more = f"; and {len(wrong) - TOLD} more" if len(wrong) > TOLD else ""
         raise unusable("; ".join(wrong[:TOLD]) + more)
-    # Where the vocabulary's files are missing, transformers makes a tokenizer that knows no word.
+    # If the vocabulary's files are missing, transformers makes a tokenizer that knows no word.
     least, most = 2 * BYTES, model.config.text_config.vocab_size
     if not least <= len(tokenizer) <= most:
         raise unusable(f"its tokenizer has {len(tokenizer)} tokens, expected {least} to {most}")

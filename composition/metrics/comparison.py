@@ -1,7 +1,9 @@
-"""What a metric looks at: a composite, beside what it is compared with.
+"""A metric looks at a composite, and at the reference of its sample, with which the composite is compared. This module
+holds both, so that all metrics see the same images.
 
 A metric's function takes a Comparison. Whatever several metrics share (the crops, the resized images) is a property of
-it, computed when the first of them asks; what all composites of one sample share is a property of their Reference.
+the Comparison, computed when the first metric asks for it. What all composites of one sample share is a property of
+their Reference.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ class Reference:
     """What all composites of one sample are compared with, and the networks that do it.
 
     background, placed: (1, 3, H, W) in [-1, 1], in the background's pixels. object_mask (of the placed object),
-    user_mask: (1, 1, H, W) bool. window: the background's; composites are read by it.
+    user_mask: (1, 1, H, W) bool. window: the background's, by which composites are read too.
     Raises ValueError for other shapes, or an empty user mask.
     """
 
@@ -50,7 +52,7 @@ class Reference:
 
     @classmethod
     def of(cls, sample: Sample, networks: Networks) -> Reference:
-        """A sample's, its object placed as all methods place it."""
+        """The reference of a sample, with its object placed as all methods place it."""
         placement = place(sample.background, sample.obj, sample.object_mask, sample.user_mask)
         window = sample.background.window
         background, placed = (
@@ -60,11 +62,12 @@ class Reference:
         return cls(background, placed, *masks, sample.prompt, networks, window)
 
     def compare(self, composite: Scan) -> Comparison:
-        """A composite of this sample, given as the pixels that were stored.
+        """The Comparison of a composite of this sample, given as the pixels that were stored.
 
-        They are read by the background's window, as all methods write, so that a pixel that was kept is equal.
+        All methods write by the background's window. So the pixels are read by it too, and a pixel that was kept is
+        equal.
         """
-        # Sums go in the order of memory: another layout is another last bit.
+        # Sums run in the order of memory, so another layout would change the last bits.
         return Comparison(_image(composite.pixels, self.window).contiguous(), self)
 
     @cached_property
@@ -92,12 +95,12 @@ class Reference:
 
     @cached_property
     def background_features(self) -> list[torch.Tensor]:
-        """LPIPS's of the whole background."""
+        """The LPIPS features of the whole background."""
         return self.networks.lpips.features(square(self.background, IMAGE_SIDE))
 
     @cached_property
     def placed_features(self) -> list[torch.Tensor]:
-        """LPIPS's of the placed object's crop."""
+        """The LPIPS features of the placed object's crop."""
         return self.networks.lpips.features(self.placed_crop)
 
 
@@ -105,7 +108,7 @@ class Reference:
 class Comparison:
     """One composite, (1, 3, H, W) in [-1, 1] in the background's pixels, beside its sample's reference.
 
-    Composites go one by one: how a batch is summed, and so a figure's last bits, depends on its size.
+    Composites go one by one, because the size of a batch changes the order of its sums, and so a figure's last bits.
     Raises ValueError for a composite of another size than the background.
     """
 

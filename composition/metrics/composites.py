@@ -1,4 +1,5 @@
-"""The measuring of composites by any of the metrics, named as in METRICS."""
+"""This module measures composites by any of the metrics, which it takes by their names in METRICS. It stands above the
+table because it decides which metrics the networks at hand allow."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from .table import METRICS
 
 
 def measurable(networks: Networks) -> list[str]:
-    """The names in METRICS whose network is at hand, or that take none."""
+    """The names in METRICS of those that take no network, or whose network is at hand."""
     return [name for name, metric in METRICS.items() if metric.network is None or metric.network in networks.names]
 
 
@@ -22,8 +23,8 @@ def measurable(networks: Networks) -> list[str]:
 def measure(comparison: Comparison, names: Sequence[str] | None = None) -> dict[str, float]:
     """The metrics of one composite, by name. names: some of METRICS; None: all that are measurable.
 
-    psnr is inf where nothing changed, ssim is nan where its window does not fit. Raises ValueError for names that are
-    not in METRICS, and for metrics whose network is not at hand.
+    psnr is inf if nothing changed, and ssim is nan if its window does not fit. Raises ValueError for names that are not
+    in METRICS, and for metrics whose network is not at hand.
     """
     possible = measurable(comparison.reference.networks)
     names = possible if names is None else names

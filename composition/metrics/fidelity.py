@@ -1,4 +1,5 @@
-"""Measures that need no network: PSNR and SSIM inside a region, and how visible a mask's edge is.
+"""This module holds the measures that need no network: PSNR and SSIM inside a region, and the visibility of a mask's
+edge. They are arithmetic on tensors alone.
 
 Images are (B, 3, H, W) in [-1, 1], masks and regions (B, 1, H, W) bool; every measure is (B,).
 """
@@ -17,7 +18,7 @@ K1, K2 = 0.01, 0.03
 
 
 def psnr(a: torch.Tensor, b: torch.Tensor, region: torch.Tensor) -> torch.Tensor:
-    """Peak signal-to-noise ratio in dB over the region's pixels and all channels; infinite where they are equal."""
+    """Peak signal-to-noise ratio in dB over the region's pixels and all channels; infinite if they are equal."""
     _check(region, a, b)
     squared = torch.where(region, (a.double() - b.double()) ** 2, 0).sum(dim=(1, 2, 3))
     return 10 * torch.log10(RANGE**2 / (squared / (3 * region.sum(dim=(1, 2, 3)))))
@@ -27,7 +28,7 @@ def ssim(a: torch.Tensor, b: torch.Tensor, region: torch.Tensor) -> torch.Tensor
     """Structural similarity (Wang et al. 2004): 1 for equal images, at least -1.
 
     Local means, variances and covariance are those under an 11 x 11 Gaussian window of sigma 1.5; the index is averaged
-    over the windows that lie wholly inside the region, and over the channels. nan where no window does.
+    over the windows that lie wholly inside the region, and over the channels. It is nan if no window does.
     """
     _check(region, a, b)
     if min(a.shape[2:]) < WINDOW:
@@ -48,15 +49,15 @@ def ssim(a: torch.Tensor, b: torch.Tensor, region: torch.Tensor) -> torch.Tensor
 def seam(composite: torch.Tensor, background: torch.Tensor, placed: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """How much harder the composite steps across the mask's edge than either parent does, in grey levels of 255.
 
-    Over all pairs of neighbouring pixels (left-right and above-below) of which one is in the mask and one is not:
-    max(0, |step of the composite| - max(|step of the background|, |step of the placed object|)), averaged over pairs
-    and channels. 0 where the composite is one of its parents there, or anything smoother; nan where there is no edge.
-    A tumour's own contrast is a step of the placed object, and so is not held against the composite.
+    It looks at all pairs of neighbouring pixels (left-right and above-below) of which one is in the mask and one is
+    not, and averages max(0, |step of the composite| - max(|step of the background|, |step of the placed object|)) over
+    pairs and channels. It is 0 if the composite is one of its parents there, or anything smoother, and nan if there is
+    no edge. A tumour's own contrast is a step of the placed object, so it does not count against the composite.
     """
     _check(mask, composite, background, placed)
     total, pairs = 0, 0
     for axis in (2, 3):
-        crossing = mask.diff(dim=axis)  # of bools: whether the two differ
+        crossing = mask.diff(dim=axis)  # of bools: True where two neighbours differ
         steps = [image.double().diff(dim=axis).abs() for image in (composite, background, placed)]
         excess = (steps[0] - torch.maximum(steps[1], steps[2])).clamp(min=0)
         total = total + torch.where(crossing, excess, 0).sum(dim=(1, 2, 3))

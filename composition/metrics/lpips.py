@@ -1,9 +1,10 @@
-"""LPIPS (Zhang et al., CVPR 2018), a distance of images in the feature space of AlexNet, from two kinds of weights.
+"""This module holds LPIPS (Zhang et al., CVPR 2018), a distance between images in the feature space of AlexNet. It
+loads two kinds of weights into the same network:
 
 - `published_lpips`: the metric itself, from torchvision's AlexNet and the linear weights v0.1 of the `lpips` package.
 - `shift_tolerant_lpips`: ST-LPIPS (Ghildyal and Liu, ECCV 2022), the same with an anti-aliased trunk, trained anew. Its
   complete weights come with the package `stlpips-pytorch`, so that it works offline. Its figures are not LPIPS figures:
-  wherever they are printed, `name` belongs beside them.
+  wherever they are printed, print `name` beside them.
 """
 
 from __future__ import annotations
@@ -28,18 +29,18 @@ SMALLEST = 63  # pixels; below, AlexNet's second pooling has nothing left
 
 ST_PACKAGE, ST_FILE = "stlpips_pytorch", "weights/vST0.0/alex_shift_tolerant.pth"
 ST_CONVS = ("net.slice1.0", "net.slice2.5", "net.slice3.9", "net.slice4.11", "net.slice5.13")
-ST_BLURS = {"net.slice1.1": 64, "net.slice2.4": 64, "net.slice3.8": 192}  # and the channels each repeats its filter for
+ST_BLURS = {"net.slice1.1": 64, "net.slice2.4": 64, "net.slice3.8": 192}  # and how many channels repeat the filter
 DIGITS = 8  # of a SHA-256; as many as torch's hub puts into its files' names
 TORCHVISION_CONVS = ("features.0", "features.3", "features.6", "features.8", "features.10")
 
 
 class LPIPS(nn.Module):
-    """The distances (B,) of images (B, 3, H, W) in [-1, 1] from as many: 0 for equal ones, and not bounded.
+    """The distances (B,) between images (B, 3, H, W) in [-1, 1] and as many others: 0 for equal ones, and not bounded.
 
     Features after each of AlexNet's five convolutions are normalised over channels; their squared differences, weighted
     per channel, are averaged over the image and summed over the layers (Zhang et al., Eq. 1). The shift-tolerant trunk
-    differs in its strides alone: each is taken by a blur after the convolution or pooling, which then has stride 1.
-    `name` tells figures of these weights from those of others.
+    differs only in its strides: a convolution or pooling has stride 1, and a blur after it takes the stride. `name`
+    distinguishes figures of these weights from those of others.
     """
 
     def __init__(self, name: str, *, shift_tolerant: bool):
@@ -77,28 +78,29 @@ class LPIPS(nn.Module):
                 f"LPIPS compares images (B, 3, H, W) with as many of their shape, at least {SMALLEST} pixels high and "
                 f"wide; got {tuple(a.shape)} and {tuple(b.shape)}"
             )
-        # Image by image: at 512 x 512 the first convolution's map alone takes 66 MB, and figures do not depend on which
-        # images they were asked with.
+        # Images go one by one: at 512 x 512 the first convolution's map alone takes 66 MB, and a figure then does not
+        # depend on the other images of its batch.
         pairs = zip(a.split(1), b.split(1), strict=True)
         return torch.cat([self.distance(self.features(one), self.features(other)) for one, other in pairs])
 
     @torch.no_grad()
     def distance(self, maps_a: list[torch.Tensor], maps_b: list[torch.Tensor]) -> torch.Tensor:
-        """The distances (B,) of two images' `features`, for whoever compares many images with one."""
+        """The distances (B,) of two images' `features`, for callers that compare many images with one."""
         maps = zip(maps_a, maps_b, self.linear, strict=True)
         return sum((weight * (a - b) ** 2).sum(dim=1).mean(dim=(1, 2)) for a, b, weight in maps)
 
 
 def blur_pool(x: torch.Tensor) -> torch.Tensor:
-    """Low-pass, then every second pixel. ST-LPIPS pads by 2 mirrored pixels, one more than the filter needs."""
+    """Filter low-pass, keep every second pixel. ST-LPIPS pads by 2 mirrored pixels, one more than the filter needs."""
     kernel = BLUR.to(x).expand(x.shape[1], 1, 3, 3)
     return F.conv2d(F.pad(x, (2, 2, 2, 2), mode="reflect"), kernel, stride=2, groups=x.shape[1])
 
 
 def shift_tolerant_lpips(path: str | Path | None = None) -> LPIPS:
-    """ST-LPIPS with its AlexNet trunk, from alex_shift_tolerant.pth: by default the installed package's.
+    """ST-LPIPS with its AlexNet trunk. path: alex_shift_tolerant.pth, by default the file of the installed package.
 
-    Raises WeightsError where the file is absent, or its tensors' names, shapes or constants are not this network's.
+    Raises WeightsError if the file is absent, or if the names, shapes or constants of its tensors are not this
+    network's.
     """
     if path is None:
         package = importlib.util.find_spec(ST_PACKAGE)  # finds its folder and runs none of its code
@@ -122,9 +124,9 @@ def published_lpips(alexnet: str | Path, linear: str | Path) -> LPIPS:
     """LPIPS v0.1 with AlexNet, as published.
 
     alexnet: torchvision's alexnet-owt-7be5be79.pth, whose classifier is not used. linear: weights/v0.1/alex.pth of the
-    `lpips` package. Raises WeightsError where one is absent, or their tensors' names or shapes are not this network's.
-    Other weights can have the same, so the name holds the first digits of each file's SHA-256: 7be5be79 and df73285e
-    for those as published.
+    `lpips` package. Raises WeightsError if one is absent, or if the names or shapes of their tensors are not this
+    network's. Other weights can have the same names and shapes, so `name` holds the first digits of each file's
+    SHA-256: 7be5be79 and df73285e for the published files.
     """
     trunk = {key: value for key, value in _read(alexnet).items() if not key.startswith("classifier.")}
     tensors = trunk | _read(linear)

@@ -1,7 +1,7 @@
-"""The networks of the metrics, as far as their weights are at hand.
+"""This module finds the networks of the metrics, as far as their weights are at hand.
 
-They are looked for once, before the long work. The networks themselves (torch, transformers) are imported only then, so
-that a command line can speak of them at no cost.
+It looks for them once, before the long work. Only then does it import the networks themselves (torch, transformers), so
+that a command line can name them at no cost.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CLIP_SOURCE = "openai/clip-vit-base-patch32"
 
 @dataclass(frozen=True)
 class Networks:
-    """The networks that metrics may take. lpips, clip: None where it is absent, and then `missing` may say why."""
+    """The networks that metrics may take. lpips, clip: None if it is absent, and then `missing` may say why."""
 
     lpips: LPIPS | None = None
     clip: CLIP | None = None
@@ -31,7 +31,7 @@ class Networks:
 
     @property
     def names(self) -> dict[str, str]:
-        """Of each network that is here what tells its figures from others'; goes wherever they are printed."""
+        """The name of each network that is here, which tells its figures from others'; print it wherever they are."""
         networks = {"lpips": self.lpips, "clip": self.clip}
         return {kind: network.name for kind, network in networks.items() if network is not None}
 
@@ -39,10 +39,12 @@ class Networks:
 def find_networks(
     lpips: tuple[Path, Path] | None, clip: str | None, *, device: str, local_files_only: bool = False
 ) -> Networks:
-    """lpips: the published metric's two files (published_lpips); None: ST-LPIPS, where its package is installed.
-    clip: a folder or hub id; None: CLIP_SOURCE, where it can be had.
+    """Load the networks of the metrics.
 
-    What was not asked for may be absent. Raises WeightsError for what was.
+    lpips: the published metric's two files (published_lpips); None: ST-LPIPS, if its package is installed.
+    clip: a folder or hub id; None: CLIP_SOURCE, if it can be had.
+
+    A network that was not asked for may be absent. Raises WeightsError if one that was asked for is absent.
     """
     from .clip import CLIP
     from .lpips import published_lpips, shift_tolerant_lpips

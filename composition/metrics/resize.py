@@ -1,4 +1,4 @@
-"""The resizing of all metrics."""
+"""All metrics share one resizing, so that none of them sees an image resampled in another way. This module holds it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The one table of metrics.
+"""This module holds METRICS, the one table of metrics.
 
-A new metric is one function of a Comparison and one entry of METRICS: the benchmark's columns, tables and plots follow
-from it. The definitions are in the package's docstring.
+A new metric takes one function of a Comparison and one entry of METRICS; the benchmark's columns, tables and plots
+follow from it. The package's docstring has the definitions.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from .fidelity import psnr, seam, ssim
 class Metric:
     """An entry of METRICS.
 
-    heading: of its column; "{network}" stands for the name of the network, where its figures must not be read without.
-    more_is_better: which way is better. function: of a Comparison; its value, a number or a tensor of one number, may
-    be inf or nan where the composite has no finite one. network: the field of Networks that it takes, if it takes one.
+    heading: the heading of its column. "{network}" in it stands for the network's name, if figures must not be read
+    without it. more_is_better: whether greater values are better. function: takes a Comparison and returns a number or
+    a tensor of one number, which may be inf or nan if the composite has no finite value. network: the field of Networks
+    that it takes, if it takes one.
     """
 
     heading: str
@@ -30,7 +31,7 @@ class Metric:
     network: str | None = None
 
     def title(self, networks: dict[str, str]) -> str:
-        """The heading. networks: Networks.names; a network that is not among them goes by its kind."""
+        """The heading of the column. networks: Networks.names; a network not among them is called by its kind."""
         kind = self.network or ""
         return self.heading.replace("{network}", networks.get(kind, kind.upper()))
 

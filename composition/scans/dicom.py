@@ -1,4 +1,5 @@
-"""DICOM: one frame at a time, through pydicom, which the optional extra `medical` brings."""
+"""This module reads DICOM, one frame at a time, through pydicom. It is apart because pydicom comes with the optional
+extra `medical` only."""
 
 from __future__ import annotations
 
@@ -10,11 +11,11 @@ from .errors import ScanError, damage_named, extra_missing
 from .slices import slice_number
 
 SUFFIXES = (".dcm", ".dicom")
-PREAMBLE, MAGIC = 128, b"DICM"  # the bytes that any DICOM file starts with, and what follows them
+PREAMBLE, MAGIC = 128, b"DICM"  # a DICOM file starts with so many bytes of any kind, and then with these
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file is one by its name or, as many have no suffix, by its first bytes."""
+    """Whether a file is DICOM, by its name or, because many have no suffix, by its first bytes."""
     if path.name.lower().endswith(SUFFIXES):
         return True
     if not path.is_file():
@@ -26,8 +27,8 @@ def is_dicom(path: Path) -> bool:
 def read_dicom(path: Path, index: int | None, name: str) -> np.ndarray:
     """One frame (H, W) in float64, clipped to the window the file states, with bright meaning bright.
 
-    index: of the frame, None for the only one; name: of the file in messages. Raises ScanError for a file that cannot
-    be used, ImportError where pydicom is not installed.
+    index: the frame's number, or None for the only one. name: the file's name in messages. Raises ScanError for a file
+    that cannot be used, and ImportError if pydicom is not installed.
     """
     try:
         import pydicom

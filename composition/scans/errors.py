@@ -1,4 +1,4 @@
-"""What goes wrong with a user's files and requests: the exceptions of all of `composition`.
+"""All of `composition` raises the exceptions of this module for what goes wrong with a user's files and requests.
 
 They stand in one place, below everything that raises them, so that any part can raise and catch any of them. Each is a
 ValueError, and its message says what was got, what was expected and what to do.
@@ -36,9 +36,9 @@ class DemoError(ValueError):
 
 @contextmanager
 def damage_named(name: str, kind: str) -> Iterator[None]:
-    """Within it, what a reader raises for a file that is damaged, or absent, is a ScanError with the file's name.
+    """Within the block, whatever a reader raises for a damaged or absent file becomes a ScanError that names the file.
 
-    name: the file's, as the user gave it; kind: what it was read as.
+    name: the file's name, as the user gave it. kind: what it was read as.
     """
     try:
         yield
@@ -46,10 +46,10 @@ def damage_named(name: str, kind: str) -> Iterator[None]:
         raise
     except FileNotFoundError:
         raise ScanError(f"{name}: there is no such file") from None
-    except Exception as error:  # Pillow, pydicom and nibabel raise a dozen types: whatever parsing rubbish leads to
+    except Exception as error:  # Pillow, pydicom and nibabel raise a dozen types for damaged files
         raise ScanError(f"{name} cannot be read as {kind}: {str(error) or repr(error)}") from error
 
 
 def extra_missing(package: str, name: str) -> ImportError:
-    """The error for a file that only the optional extra `medical` can read; package: the one that is not installed."""
+    """The error for a file that only the optional extra `medical` can read. package: what is not installed."""
     return ImportError(f'reading {name} takes {package}; install the extra: pip install "tumour-composition[medical]"')

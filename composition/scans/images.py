@@ -1,7 +1,8 @@
-"""Scans and masks: from the files medical users have to arrays, and back.
+"""This module turns the files that medical users have into arrays of scans and masks, and writes such arrays back to
+files. The meaning of stored values is decided here, once for all formats.
 
-PNG, JPEG and TIFF in 8 and 16 bits, and anything else Pillow opens; DICOM and NIfTI with the extra `medical`. One slice
-of a stack (NIfTI, multi-frame TIFF or DICOM) is named by its number after a "#": `brain.nii.gz#42`.
+It reads PNG, JPEG and TIFF in 8 and 16 bits, anything else that Pillow opens, and DICOM and NIfTI with the extra
+`medical`. A number after a "#" names one slice of a stack (NIfTI, multi-frame TIFF or DICOM): `brain.nii.gz#42`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from .errors import ScanError, damage_named
 from .nifti import is_nifti, read_nifti
 from .slices import slice_number, split_slice
 
-# A lossy file rings around its edges, so that "nonzero" would grow a mask by several pixels: there, inside starts here.
+# A lossy file rings around its edges, so that "nonzero" would grow a mask by several pixels. In such a file, the inside
+# of a mask starts at this value.
 LOSSY_THRESHOLD = 128
 LOSSY_FORMATS = ("JPEG", "MPO", "WEBP")
 
@@ -32,7 +34,7 @@ class Scan:
     `window` is the pair of stored values that stand for black and white: 0 and 255 in 8 bits, and in 16 bits the scan's
     own least and greatest value, since 16-bit files often use a small part of their range (12-bit detectors).
 
-    Raises TypeError for pixels that are no numpy array, ScanError for an array that is no such image, or is blank.
+    Raises TypeError for pixels that are no numpy array, and ScanError for an array that is no such image or is blank.
     """
 
     pixels: np.ndarray
@@ -73,8 +75,8 @@ class Scan:
     def render(self, values: np.ndarray, *, grayscale: bool) -> np.ndarray:
         """Float values (H, W, 3) in [-1, 1] as pixels in this scan's bit depth and window; values outside are clipped.
 
-        grayscale=True averages the channels and keeps this scan's number of them; False gives three, save in 16 bits:
-        Pillow writes no 16-bit colour, so a 16-bit scan stays grayscale.
+        grayscale=True averages the channels and keeps this scan's number of them. False gives three channels, except in
+        16 bits: Pillow writes no 16-bit colour, so a 16-bit scan stays grayscale.
         """
         low, high = self.window
         values = values.astype(np.float64)
@@ -95,11 +97,13 @@ def values_of(pixels: np.ndarray, window: tuple[int, int]) -> np.ndarray:
 def read_scan(source: str | Path | Image.Image) -> Scan:
     """Read a scan from a file, or take a Pillow image. The file's orientation tag is applied.
 
-    Transparency is laid on black, a palette looked up, CMYK and the like turned to RGB. Grayscale of more than 8 bits,
-    integer or float, becomes 16 bits: as stored where it fits, else its own range scaled to 0..65535. (Pillow reads
-    16-bit *colour* in 8.) DICOM and NIfTI become 16 bits over the window the file states, else over their own range.
+    Transparency is laid on black, palettes are looked up, and CMYK and the like become RGB. Grayscale of more than 8
+    bits, integer or float, becomes 16 bits: values that fit stay as stored, others are scaled from their own range to
+    0..65535. (Pillow reads 16-bit *colour* in 8 bits.) DICOM and NIfTI become 16 bits over the window that the file
+    states, or else over their own range.
 
-    Raises ScanError for what is unreadable, blank, or a stack without "#slice", ImportError where the extra is missing.
+    Raises ScanError for what is unreadable, blank, or a stack without "#slice", and ImportError if the extra is
+    missing.
     """
     name = str(source) if isinstance(source, str | Path) else "image"
     return Scan(_pixels_of(source, name), name)
@@ -109,7 +113,7 @@ def read_mask(source: str | Path | Image.Image) -> np.ndarray:
     """Read a mask of any mode as a bool array (H, W), by the same readers as a scan: inside is where it is nonzero.
 
     In colour, any nonzero channel is inside; fully transparent pixels are outside; an image that is all black under its
-    alpha channel is read by the alpha alone. Lossy files (JPEG) are inside from half their range on.
+    alpha channel is read by the alpha alone. In lossy files (JPEG), inside is half of the range or more.
 
     Raises ScanError for a file that is unreadable, or a mask that is empty.
     """
@@ -153,7 +157,7 @@ def box_mask(box: tuple[int, int, int, int], size: tuple[int, int]) -> np.ndarra
 
 
 def write_image(path: str | Path, pixels: np.ndarray) -> None:
-    """Write uint8 or uint16 pixels, or a bool mask as 0 and 255, to PNG or TIFF; under another name until complete."""
+    """Write uint8 or uint16 pixels, or a bool mask as 0 and 255, to PNG or TIFF, under another name until complete."""
     path = Path(path)
     image = Image.fromarray(pixels.astype(np.uint8) * 255 if pixels.dtype == bool else pixels)
     with atomic(path) as temporary:

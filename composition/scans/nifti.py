@@ -1,4 +1,5 @@
-"""NIfTI: one axial slice at a time, through nibabel, which the optional extra `medical` brings."""
+"""NIfTI files are read here, one axial slice at a time, through nibabel. The module is apart because nibabel comes with
+the optional extra `medical` only."""
 
 from __future__ import annotations
 
@@ -13,15 +14,15 @@ SUFFIXES = (".nii", ".nii.gz")
 
 
 def is_nifti(path: Path) -> bool:
-    """Whether a file is one, by its name."""
+    """Whether a file is NIfTI, by its name."""
     return path.name.lower().endswith(SUFFIXES)
 
 
 def read_nifti(path: Path, index: int | None, name: str) -> np.ndarray:
     """One axial slice (H, W) in float64, radiological: anterior up, the patient's right on the left.
 
-    index: of the slice, None for the only one; name: of the file in messages. Raises ScanError for a file that cannot
-    be used, ImportError where nibabel is not installed.
+    index: the slice's number, or None for the only one. name: the file's name in messages. Raises ScanError for a file
+    that cannot be used, and ImportError if nibabel is not installed.
     """
     try:
         import nibabel

@@ -1,4 +1,5 @@
-"""One slice of a stack: a NIfTI volume, or a TIFF or DICOM file of several frames, and `FILE#NUMBER`, which names one.
+"""This module says which slice of a stack is meant. A stack is a NIfTI volume, or a TIFF or DICOM file of several
+frames, and `FILE#NUMBER` names one of its slices.
 
 All readers number slices by these two functions, so that a number means the same thing in every format.
 """
@@ -22,7 +23,7 @@ def split_slice(source: str | Path) -> tuple[Path, int | None]:
 def slice_number(count: int, index: int | None, name: str) -> int:
     """The slice to read of a file that holds `count`: the one that was asked for, or the only one there is.
 
-    Raises ScanError where none of several was named, or the number is beyond the last.
+    Raises ScanError if none of several was named, or if the number is beyond the last.
     """
     if index is None and count > 1:
         raise ScanError(f"{name} holds {count} slices; name one by its number: {name}#{count // 2}")

@@ -58,12 +58,14 @@ def batch(folder: Path) -> list:
     return ["batch", folder / "manifest.jsonl", "--model", folder / "model", "--device", "cpu", *FAST]
 
 
+@pytest.mark.slow
 def test_the_files_of_an_undisturbed_run(work):
     kinds = (("images", "png"), ("masks", "png"), ("records", "json"))
     names = [f"{kind}/case{n}.{suffix}" for kind, suffix in kinds for n in range(3)]
     assert set(tree(work / "undisturbed")) == {*names, "metadata.jsonl", "errors.jsonl"}
 
 
+@pytest.mark.slow
 def test_a_kill_before_any_file_leads_to_the_same_files(work, tmp_path):
     script = Path(__file__).parent / "kill_at_every_moment.py"
     process = start([script, tmp_path, *batch(work)[1:]], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -76,6 +78,7 @@ def test_a_kill_before_any_file_leads_to_the_same_files(work, tmp_path):
         assert tree(tmp_path / str(moment)) == expected, f"killed before file {moment}"
 
 
+@pytest.mark.slow
 def test_a_kill_from_outside_and_the_same_command_again(work, tmp_path):
     command = ["-m", "composition", *batch(work), "--out", tmp_path / "out"]
     process = start(command, stderr=subprocess.DEVNULL)
@@ -89,6 +92,7 @@ def test_a_kill_from_outside_and_the_same_command_again(work, tmp_path):
     assert "0 there already" not in output  # what was done was not done again
 
 
+@pytest.mark.slow
 def test_two_processes_do_every_row_once_and_give_the_same_files(work, tmp_path):
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--", "composition"]
     process = start([*torchrun, *batch(work), "--out", tmp_path / "out"], stdout=subprocess.PIPE)
@@ -98,6 +102,7 @@ def test_two_processes_do_every_row_once_and_give_the_same_files(work, tmp_path)
     assert tree(tmp_path / "out") == tree(work / "undisturbed")
 
 
+@pytest.mark.slow
 def test_processes_that_torchrun_restarts_begin_anew(work, tmp_path):
     script = Path(__file__).parent / "die_once.py"
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1", "--"]

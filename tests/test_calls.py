@@ -126,6 +126,7 @@ def shown(name: str) -> str:
     return re.search(rf"<!-- {name} -->\n```python\n(.*?)```", README, re.DOTALL)[1]
 
 
+@pytest.mark.slow
 def test_the_readmes_maps_of_a_word_over_the_steps():
     model, one = sd21.load("mini", device="cpu"), demo_request().read()
     names = ("background", "obj", "object_mask", "user_mask", "prompt")

@@ -100,12 +100,14 @@ def test_the_double_puts_the_tumour_there_and_keeps_the_rest(samples, tmp_path):
     check_tumours(composed, samples, least=0.75)
 
 
+@pytest.mark.slow
 def test_a_random_network_keeps_the_labels(samples, tmp_path):
     model = sd21.load(write_small_pipeline(tmp_path / "model"), device="cpu")
     pair = [samples[0], samples[-1]]
     check_labels(compose_all(model, pair, inversion="naive"), pair, tmp_path)
 
 
+@pytest.mark.slow
 def test_the_command_runs_from_published_files_to_files(samples, tmp_path):
     model = write_small_pipeline(tmp_path / "model")
     write_image(tmp_path / "brain_mask.png", samples[0].object_mask)
@@ -129,6 +131,7 @@ def test_the_command_runs_from_published_files_to_files(samples, tmp_path):
         assert json.loads((out / "record.json").read_text())["inputs"]["background"]["file"] == background.name
 
 
+@pytest.mark.slow
 def test_the_small_checkpoint_puts_the_tumour_there_and_keeps_the_rest(samples, tmp_path):
     composed = compose_all(sd21.load("mini", device="cpu"), samples)
     check_labels(composed, samples, tmp_path)

@@ -42,6 +42,7 @@ def test_the_prompt_decides_what_is_drawn_and_guidance_means_something(mini):
     assert by_modality.min() > 1e-2 and distance[0, 1:].min() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("example", draw_examples.EXAMPLES, ids=lambda example: example.name)
 def test_the_examples_are_what_the_checkpoint_draws(mini, tmp_path, example):
     row = draw_examples.write_example(mini, example, tmp_path)

@@ -94,6 +94,7 @@ def killed_at(step: int):
     return update
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "options", "step"), [("vae", VAE_OPTIONS, 57), ("diffusion", DIFFUSION_OPTIONS, 27)])
 def test_a_killed_run_goes_on_to_the_same_bits(run, scans, tmp_path, monkeypatch, name, options, step):
     if name == "diffusion":
@@ -122,6 +123,7 @@ def test_a_kill_during_a_save_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     assert torch.load(tmp_path / "vae.pt") == {"step": 1}
 
 
+@pytest.mark.slow
 def test_a_time_limit_ends_at_a_checkpoint_and_the_run_goes_on(run, scans, tmp_path):
     stage("vae", scans, tmp_path, *VAE_OPTIONS, "--minutes", "0")
     assert [row["step"] for row in log_of(tmp_path / "vae.csv")] == [40]
@@ -201,6 +203,7 @@ def test_psnr_of_a_known_error():
     assert psnr(image + 1, image + 3).isinf().all()
 
 
+@pytest.mark.slow
 def test_the_card_measures_the_exported_checkpoint(run, scans, monkeypatch):
     monkeypatch.setattr(card, "CLASSIFIER_STEPS", 2)
     monkeypatch.setattr(card, "SWEEPS", 200)  # random weights take more than trained ones

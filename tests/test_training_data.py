@@ -29,6 +29,7 @@ def real_scans():
     return scans, data.twin_groups(data.load_pixels(scans, 128))
 
 
+@pytest.mark.slow
 def test_no_held_out_scan_has_a_twin_in_the_training_set(real_scans):
     scans, groups = real_scans
     training, held_out = data.split(scans)

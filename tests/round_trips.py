@@ -1,9 +1,21 @@
-"""What the tests and the benchmark of inversion share: the round trip measured by themselves, and latents to invert."""
+"""What tests and benchmark of inversion share: a problem, the round trip measured by themselves, and latents."""
+
+import functools
 
 import torch
+from analytic_models import mixture, sd_schedule
 from torch import Tensor
 
-from solvers import Grid, Solver, denoise
+from solvers import Grid, Solver, denoise, dpm_solver_pp_2m, time_uniform
+
+DATA = mixture()
+IMAGES = DATA.sample(8, seed=1)
+
+
+def problem(steps: int = 20, lower_order_final: bool = False):
+    """Grid, solver and exact x0_fn: 2M on the paper's grid, for images of DATA."""
+    grid = time_uniform(sd_schedule(), steps)
+    return grid, functools.partial(dpm_solver_pp_2m, lower_order_final=lower_order_final), DATA.x0_fn(grid)
 
 
 def round_trip_errors(states: Tensor, grid: Grid, solver: Solver, x0_fn) -> Tensor:

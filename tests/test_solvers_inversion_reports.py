@@ -1,0 +1,190 @@
+"""What `invert` reports, counts, tells the network's calls, and refuses."""
+
+import pickle
+
+import pytest
+import torch
+from analytic_models import sd_schedule
+from round_trips import IMAGES, problem, round_trip_errors
+
+from solvers import (
+    INVERSIONS,
+    InversionError,
+    InversionReport,
+    data_prediction,
+    ddim,
+    discrete,
+    dpm_solver_pp_2m,
+    invert,
+    time_uniform,
+)
+
+SCHEDULE = sd_schedule()
+
+
+def test_every_evaluation_is_counted_on_its_image():
+    grid, solver, x0_fn = problem()
+    spent = 0
+
+    def counting(x, i):
+        nonlocal spent
+        spent += len(x)
+        return x0_fn(x, i)
+
+    for method in INVERSIONS:
+        spent = 0
+        inversion = invert(IMAGES, grid, solver, counting, start=6, method=method, tol=1e-9)
+        assert int(inversion.rows.sum()) == spent
+        if method == "naive":
+            assert inversion.rows.tolist() == [12] * 8  # six up, six for the measured round trip
+        else:
+            assert len(set(inversion.rows.tolist())) > 1  # images leave the batch when they are done
+    counting.rows_per_state = 2
+    assert invert(IMAGES, grid, solver, counting, start=6, method="naive").rows.tolist() == [24] * 8
+
+
+@pytest.mark.parametrize("method", INVERSIONS)
+def test_a_report_is_plain_and_says_what_happened(method):
+    grid, solver, x0_fn = problem()
+    inversion = invert(IMAGES, grid, solver, x0_fn, start=6, method=method, tol=1e-9)
+    assert [type(report) for report in inversion.reports] == [InversionReport] * 8
+    for report in inversion.reports:
+        types = [type(value) for value in vars(report).values()]
+        assert types == [str, float, int, int, float, bool, tuple]
+        assert (report.method, report.tolerance, report.sweeps) == (method, 1e-9, len(report.residuals))
+        assert report.converged == (report.error <= 1e-9) == INVERSIONS[method].exact
+    tensors = {"error": inversion.errors, "rows": inversion.rows, "converged": inversion.converged}
+    for name, values in tensors.items():
+        assert values.tolist() == [getattr(report, name) for report in inversion.reports]
+    assert [values.dtype for values in tensors.values()] == [torch.float64, torch.int64, torch.bool]
+
+
+def test_the_tolerance_is_the_line_between_converged_and_not():
+    grid, solver, x0_fn = problem()
+    errors = invert(IMAGES, grid, solver, x0_fn, start=6, method="naive").errors
+    middle = errors.median().item()
+    inversion = invert(IMAGES, grid, solver, x0_fn, start=6, method="naive", tol=middle)
+    assert torch.equal(inversion.converged, errors <= middle) and 0 < inversion.converged.sum() < 8
+
+
+def test_the_calls_of_the_network_name_every_image():
+    """Through `data_prediction`: every call of an inversion, sweeps of images that are left among them, says whose rows
+    they are, and an image's own row of the context goes with them."""
+    grid = time_uniform(SCHEDULE, 20)
+    spent, contexts = torch.zeros(8, dtype=torch.int64), torch.arange(8, dtype=torch.float64).view(8, 1, 1)
+    largest = 0
+
+    def on_call(rows):
+        nonlocal largest
+        spent.index_add_(0, rows.images, torch.ones_like(rows.images))
+        largest, network.rows = max(largest, len(rows.i)), rows
+
+    def network(x, t, context):
+        assert torch.equal(context[:, 0, 0].long(), network.rows.images)
+        return 0.1 * torch.sin(x + context[:, 0] + t[:, None] / 500)
+
+    x0_fn = data_prediction(network, grid, "v_prediction", contexts, on_call=on_call, max_batch=5)
+    for method in INVERSIONS:
+        spent.zero_()
+        inversion = invert(IMAGES, grid, dpm_solver_pp_2m, x0_fn, start=6, method=method, tol=1e-9)
+        assert torch.equal(spent, inversion.rows)
+    assert largest == 5
+
+
+def test_a_miss_raises_with_the_reports_or_returns_when_told():
+    grid, solver, x0_fn = problem()
+    with pytest.raises(InversionError, match=r"joint: 0 of 8 images below a round-trip error of 1\.0e-12") as caught:
+        invert(IMAGES, grid, solver, x0_fn, start=6, tol=1e-12, max_sweeps=3)
+    reports = caught.value.reports
+    assert [report.sweeps for report in reports] == [3] * 8
+    assert all(not report.converged and report.error > 1e-12 for report in reports)
+    worst = max(range(8), key=lambda image: reports[image].error)
+    assert f"worst {reports[worst].error:.1e} (image {worst}, {reports[worst].rows} rows)" in str(caught.value)
+    assert pickle.loads(pickle.dumps(caught.value)).reports == reports  # it may have to leave a worker process
+    inversion = invert(IMAGES, grid, solver, x0_fn, start=6, tol=1e-12, max_sweeps=3, on_failure="return")
+    error = round_trip_errors(inversion.states, grid, solver, x0_fn)
+    torch.testing.assert_close(inversion.errors, error, rtol=0, atol=1e-14)  # as above: another batch size
+    assert error.max() < invert(IMAGES, grid, solver, x0_fn, start=6, method="naive").errors.max()
+
+
+def test_what_is_not_solved_is_measured_once():
+    """One sweep, no mixing worth measuring, no Newton: the naive run, the sweep's one evaluation more, and then the
+    round trips of the last iterate and of the naive run, which stands for it if it is the better one."""
+    grid, solver, x0_fn = problem()
+    inversion = invert(IMAGES, grid, solver, x0_fn, start=6, tol=1e-12, max_sweeps=1, on_failure="return")
+    assert inversion.rows.tolist() == [6 + 1 + 6 + 6] * 8
+
+
+def test_a_tolerance_below_the_arithmetic_is_seen_to_be_so():
+    """The solve ends with a report where rounding ends it, in float32 and with a network in half precision."""
+    grid, solver, x0_fn = problem()
+    x0 = IMAGES.float()
+    with pytest.raises(InversionError) as caught:
+        invert(x0, grid, solver, x0_fn, start=6, tol=1e-9)
+    assert max(report.sweeps for report in caught.value.reports) < 40  # of the 200 allowed; seen: 22
+    assert max(report.error for report in caught.value.reports) < 1e-6
+
+    def half_precision(x, i):
+        return x0_fn(x, i).half().to(x)
+
+    with pytest.raises(InversionError):
+        invert(x0, grid, solver, half_precision, start=6)
+    assert invert(x0, grid, solver, half_precision, start=6, tol=3e-3).converged.all()
+
+
+def test_progress_wraps_the_loop():
+    grid, solver, x0_fn = problem()
+    for method in INVERSIONS:
+        seen = []
+        progress = lambda loop, seen=seen: (seen.append(i) or i for i in loop)  # noqa: E731
+        invert(IMAGES, grid, solver, x0_fn, start=6, method=method, progress=progress)
+        assert len(seen) >= 6 or method == "defect"
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"start": 0}, r"start must be an index of 1\.\.20"),
+        ({"start": 21}, r"start must be an index of 1\.\.20"),
+        ({"method": "exact"}, "method must be one of joint, defect, naive, frozen, got 'exact'"),
+        ({"on_failure": "ignore"}, "on_failure must be 'raise' or 'return', got 'ignore'"),
+        ({"tol": 0.0}, "tol must be above 0"),
+        ({"max_sweeps": 0}, "max_sweeps 1 or more"),
+        ({"x0": IMAGES.half()}, "states must be float32 or float64"),
+        ({"x0": torch.zeros(2, 16)}, "all finite and none zero"),
+        ({"x0": IMAGES * torch.nan}, "all finite and none zero"),
+        ({"solver": lambda grid: ddim(time_uniform(SCHEDULE, 10))}, "has 10 steps, grid .* has 20"),
+    ],
+)
+def test_bad_arguments_are_named_before_the_network_runs(change, message):
+    grid = time_uniform(SCHEDULE, 20)
+    arguments = {"x0": IMAGES, "grid": grid, "solver": dpm_solver_pp_2m, "x0_fn": None}  # None cannot be called
+    arguments |= change
+    with pytest.raises(ValueError, match=message):
+        invert(**arguments)
+
+
+def test_a_table_in_the_solvers_place_is_refused():
+    grid = time_uniform(SCHEDULE, 20)
+    with pytest.raises(TypeError, match=r"got the table dpm_solver_pp_2m on time_uniform\(20\)\. Pass"):
+        invert(IMAGES, grid, dpm_solver_pp_2m(grid), None)
+
+
+def test_a_grid_that_ends_without_noise_cannot_be_inverted():
+    grid = discrete(SCHEDULE, 20)
+    with pytest.raises(ValueError, match=r"ends at sigma\[0\] = 0: its last step forgets x\[1\]"):
+        invert(IMAGES, grid, dpm_solver_pp_2m, None, start=6)
+
+
+@pytest.mark.parametrize("method", INVERSIONS)
+def test_a_network_that_returns_nan_or_another_dtype_is_named(method):
+    grid, solver, x0_fn = problem()
+    with pytest.raises(FloatingPointError, match="i = 3 is not finite"):
+        invert(IMAGES, grid, solver, lambda x, i: nan_at(3, x0_fn(x, i), i), start=6, method=method)
+    with pytest.raises(ValueError, match=r"returned torch\.float32"):
+        invert(IMAGES, grid, solver, lambda x, i: x0_fn(x, i).float(), start=6, method=method)
+
+
+def nan_at(bad, data, i):
+    rows = torch.as_tensor(i).expand(len(data)) == bad
+    return torch.where(rows[:, None], torch.nan, data)

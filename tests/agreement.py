@@ -1,4 +1,5 @@
-"""Whether diffusers, loading the same folder, computes what we do."""
+"""This module checks that diffusers, loading the same folder, computes what we compute. The tests of the shipped
+checkpoint and of the training share it."""
 
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from sd21.training import data
 
 
 def assert_diffusers_agrees(ours: sd21.StableDiffusion, folder: Path) -> None:
-    """Text tower, UNet at both ends of time, VAE both ways, schedule. ours: the folder, on the CPU in float32."""
+    """Compare text tower, UNet at both ends of time, VAE both ways, and schedule. ours: the folder, on the CPU in
+    float32."""
     theirs = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
     prompts = ["", *(captions[0] for captions in data.CAPTIONS.values())]
     context = ours.embed(prompts)

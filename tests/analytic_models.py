@@ -1,4 +1,5 @@
-"""Test problems for `solvers`: data whose denoiser, and for the Gaussian the whole ODE, is known exactly."""
+"""This module holds test problems for `solvers`: data whose denoiser is known exactly and, for the Gaussian, the whole
+ODE too. Tests and benchmarks share them."""
 
 import math
 from dataclasses import dataclass

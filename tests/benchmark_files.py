@@ -1,6 +1,8 @@
-"""A small benchmark on the model double: what the benchmark's tests run, and what its kills are tried on.
+"""This module runs a small benchmark on the model double. The benchmark's tests share it, and so do its kills.
 
-python benchmark_files.py FOLDER        for torchrun: the benchmark of what was drawn to FOLDER, to FOLDER/ranks
+    python benchmark_files.py FOLDER
+
+is for torchrun: it runs the benchmark on the data drawn to FOLDER, and writes it to FOLDER/ranks.
 """
 
 import csv
@@ -35,8 +37,8 @@ def drawn(folder: Path) -> dict[str, tuple[Path, int]]:
 def run(
     parts: dict, out: Path, *methods: str, model=None, ablations=(), networks=WITHOUT, reproduce=False, shown=(0, 1)
 ):
-    """The benchmark's failures. The double has no attention to hook, so tf-icon is not for it."""
-    torch.set_num_threads(1)  # tiny tensors
+    """Run the benchmark; returns its failures. The double has no attention to hook, so it cannot run tf-icon."""
+    torch.set_num_threads(1)  # the tensors are tiny
     request = Request(parts, seed=0, methods=methods, ablations=tuple(ablations), shown=shown, reproduce=reproduce)
     return run_benchmark(request, out, lambda: model or FakeModel(), SETTINGS, networks, quiet=True)
 

@@ -1,4 +1,5 @@
-"""What a user of the command line has on disk, in small: scans, masks, a manifest, a checkpoint of 64 pixels."""
+"""This module writes what a user of the command line has on disk, in small: scans, masks, a manifest, and a checkpoint
+of 64 pixels. The tests of the commands share it."""
 
 import hashlib
 import json
@@ -24,7 +25,7 @@ def write_scans(folder: Path) -> Path:
 
 
 def row(number: int, **changes) -> dict:
-    """A good row of a manifest that lies beside the scans; rows of even number share a background, and odd ones do."""
+    """A good row of a manifest beside the scans. All even rows share one background, and all odd rows another."""
     entry = {
         "id": f"case{number}",
         "background": f"s{number % 2}.png",
@@ -42,7 +43,7 @@ def write_manifest(path: Path, rows: list) -> Path:
 
 
 def write_tiny_model(folder: Path) -> Path:
-    """The small random checkpoint, said to be trained on 64 pixels, so that a composition takes tenths of a second."""
+    """Write the small random checkpoint. It claims 64 pixels, so that a composition takes tenths of a second."""
     config = write_small_pipeline(folder) / "unet" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"sample_size": 8}))
     return folder

@@ -1,5 +1,6 @@
-"""Every test runs on one thread: on their small tensors a second one costs more than it brings, on a busy machine above
-all, and results do not depend on how many there are. The true size takes them all."""
+"""This file makes every test run on one thread. On the tests' small tensors a second thread costs more than it brings,
+above all on a busy machine, and the results do not depend on the number of threads. Only the tests of the true size
+take all threads."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Br35H and BUSI in small: drawn scans in the published layouts, for a benchmark without the real ones."""
+"""Br35H and BUSI are drawn here in small: scans in the published layouts, for a benchmark without the real ones."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""Images drawn by arithmetic: the same on every machine, with flat parts, edges, texture and colour."""
+"""These images are drawn by arithmetic. They are the same on every machine, and have flat parts, edges, texture and
+colour."""
 
 import torch
 

@@ -1,4 +1,5 @@
-"""Samples drawn by arithmetic, and what the model double makes of them, step by step."""
+"""This module draws samples by arithmetic, and repeats, step by step, what the model double makes of them. The tests of
+the methods share it."""
 
 import numpy as np
 import torch
@@ -9,7 +10,7 @@ from composition.inversions import invert_latents
 from composition.placement import place
 from solvers import Grid, NoiseSchedule, StepTable
 
-TOKEN = 7788  # the exceptional prompt's in the double's vocabulary
+TOKEN = 7788  # the exceptional prompt's token in the double's vocabulary
 
 
 def scan(height, width, seed, dtype=np.uint8):

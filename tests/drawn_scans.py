@@ -1,4 +1,5 @@
-"""A data folder of drawn pictures, laid out as Br35H and BUSI are."""
+"""This module draws a data folder of pictures that is laid out as Br35H and BUSI are. The tests of the training use it
+in place of real scans."""
 
 from pathlib import Path
 

@@ -1,7 +1,8 @@
-"""A stand-in for the object that sd21.load returns, on which the method can be checked to the last digit.
+"""This module holds a stand-in for the object that sd21.load returns. Many tests share it, because the method can be
+checked on it to the last digit.
 
-Its VAE averages 8x8 blocks and repeats them; its UNet is the exact denoiser of Gaussian data, linear and known, whose
-mean follows the context. So scans survive encoding and decoding up to blur, and no trained weights are needed.
+Its VAE averages 8x8 blocks and repeats them. Its UNet is the exact, linear denoiser of Gaussian data whose mean follows
+the context. So scans survive encoding and decoding up to blur, and no trained weights are needed.
 """
 
 from types import SimpleNamespace
@@ -50,7 +51,7 @@ class FakeModel:
 
 
 class TextDouble:
-    """Contexts whose one entry is a number between -1 and 1 made of the token."""
+    """Contexts with one entry, a number between -1 and 1 that is computed from the token."""
 
     def __init__(self, vocabulary: int):
         self.config = SimpleNamespace(vocab_size=vocabulary)

@@ -1,10 +1,11 @@
-"""Run by test_batch.py: kill `batch` with signal 9 before its first file is put in place, its second, and so on.
+"""test_batch.py runs this script. It kills `batch` with signal 9 before its first file is put in place, then in a new
+run before its second, and so on.
 
-    python kill_at_every_moment.py FOLDER ARGUMENTS...      where ARGUMENTS are those of `batch` but for --out
+    python kill_at_every_moment.py FOLDER ARGUMENTS...      where ARGUMENTS are those of `batch` without --out
 
 Each run is a fork, so that torch and the model are loaded once. After every kill the same command runs undisturbed.
-FOLDER/k has what came out for a kill before the k-th file; the last k is the run that finished before its kill. Prints
-the last k.
+FOLDER/k holds the result after a kill before the k-th file. The last k is the run that finished before its kill, and
+the script prints it.
 """
 
 import os
@@ -26,7 +27,7 @@ def run(arguments: list[str], kill_before: int | None) -> int:
     try:
         status = main(arguments)
     finally:
-        os._exit(status)  # no clean-up of the parent's
+        os._exit(status)  # without the clean-up, which is the parent's
 
 
 def die_before(number: int | None) -> None:
@@ -52,7 +53,7 @@ def kill_everywhere(folder: Path, arguments: list[str]) -> int:
         if not os.WIFSIGNALED(status):
             return moment
         assert os.WTERMSIG(status) == signal.SIGKILL
-        # 1: there is a bad row, which is how a run without a disturbance ends too.
+        # The status is 1 because of the bad row; an undisturbed run ends in the same way.
         assert os.waitstatus_to_exitcode(run(command, None)) == 1
     raise AssertionError("the run never ended")
 

@@ -1,9 +1,10 @@
-"""Run by test_benchmark_command.py: kill the benchmark before its first file is put in place, its sixth, and so on.
+"""test_benchmark_command.py runs this script. It kills the benchmark before its first file is put in place, then in a
+new run STRIDE files later, and so on.
 
     python kill_benchmark.py FOLDER STRIDE
 
-FOLDER/k has what came out for a kill before the k-th file and a second run; the last k is the run that finished before
-its kill. Prints the last k. The first call must be a fork, as torch's threads do not outlive one.
+FOLDER/k holds the result of a kill before the k-th file and of a second run. The last k is the run that finished before
+its kill, and the script prints it. Even the first call is made in a fork, because torch's threads do not survive one.
 """
 
 import os
@@ -24,7 +25,7 @@ def forked(parts: dict, out: Path, kill_before: int | None) -> int:
         die_before(kill_before)
         status = len(run(parts, out, "copy-paste", "ours"))
     finally:
-        os._exit(status)  # no clean-up of the parent's
+        os._exit(status)  # without the clean-up, which is the parent's
 
 
 def kill_everywhere(folder: Path, stride: int) -> int:

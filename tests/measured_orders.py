@@ -1,4 +1,5 @@
-"""How the order of a solver is measured: over doublings of the steps, on data whose ODE has a known solution."""
+"""This module measures the order of a solver over doublings of the steps, on data whose ODE has a known solution. The
+tests and the benchmark of solvers share it."""
 
 from collections.abc import Callable
 
@@ -18,14 +19,14 @@ def even(steps: int) -> Grid:
 
 
 def uneven(steps: int) -> Grid:
-    """Steps in lam of lengths h, 2h, h, 2h, ...: on even ones r is 1, and a table that forgets it is as good."""
+    """Steps in lam of lengths h, 2h, h, 2h, .... On even steps r is 1, and a table that forgets r goes unnoticed."""
     fine = log_snr(SCHEDULE, steps // 2 * 3)
     keep = torch.arange(fine.steps + 1) % 3 != 2
     return Grid(f"uneven({steps})", fine.t[keep], fine.alpha[keep], fine.sigma[keep], fine.lam[keep])
 
 
 class Problem:
-    """data, states x (8, dim) at the noise end, and `exact`, what the ODE makes of them at the clean end."""
+    """The data, states x (8, dim) at the noise end, and `exact`, to which the ODE leads them at the clean end."""
 
     def __init__(self, data: Gaussian | Mixture, dim: int) -> None:
         self.data, self.x = data, normal(8, dim, seed=0)
@@ -40,7 +41,7 @@ class Problem:
         return denoise(self.x, grid, solver(grid), self.data.x0_fn(grid))
 
     def exactly_begun_run(self, solver: Solver, grid: Grid) -> Tensor:
-        """x[0] of a run whose first k states, and so the data predictions of its history, are the ODE's."""
+        """x[0] of a run whose first k states are the ODE's own, and so are the data predictions of its history."""
         table, x0_fn = solver(grid), self.data.x0_fn(grid)
         start, steps = grid.steps - table.terms + 1, grid.steps
         states = [self.data.solution(self.x, grid, steps, i) for i in range(start, steps)] + [self.x]

@@ -1,4 +1,5 @@
-"""Our networks' tensors as the original single file holds them, for tests that read such files."""
+"""Tests that read the original single file need one. This module gives them our networks' tensors as that file holds
+them."""
 
 import torch
 
@@ -16,7 +17,7 @@ def modules(configs):
 
 
 def original_layout(configs, networks):
-    """The tensors of our networks under the names, and fused and folded as, the original layout has them."""
+    """The tensors of our networks under the names of the original layout, fused and folded as it has them."""
     tables = (single_file.unet_table, single_file.vae_table, single_file.text_table)
     tensors = {}
     for prefix, table, config, network in zip(PREFIXES, tables, configs, networks, strict=True):

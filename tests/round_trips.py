@@ -1,4 +1,5 @@
-"""What tests and benchmark of inversion share: a problem, the round trip measured by themselves, and latents."""
+"""The tests and the benchmark of inversion share this module. It holds latents to invert, and a measurement of the
+round trip that does not rely on the inversion's own report."""
 
 import functools
 

@@ -1,4 +1,5 @@
-"""Small random members of the Stable Diffusion 2.1 family, for tests that need a network but not a trained one.
+"""Many tests need a network but not a trained one. This module makes them small random members of the Stable Diffusion
+2.1 family.
 
 The configurations are written as the published `config.json` files are, so that sd21 and diffusers read the same text.
 """
@@ -95,8 +96,8 @@ WORDS = ["a", "an", "brain", "breast", "image", "lesion", "mri", "of", "scan", "
 
 @torch.no_grad()
 def randomise(module: torch.nn.Module, seed: int) -> torch.nn.Module:
-    """Random weights, none of them zero, scaled so that activations, and the output, stay of order one: a tensor that
-    is loaded to the wrong place, or not at all, shows. Works on modules of any origin that name weights alike."""
+    """Draw random weights, none of them zero, scaled so that activations and output stay of order one. A tensor that is
+    loaded to the wrong place, or not at all, then shows. Works on modules of any origin that name weights alike."""
     generator = torch.Generator().manual_seed(seed)
     for name, weight in sorted(module.named_parameters()):
         noise = torch.empty(weight.shape, dtype=torch.float32).normal_(generator=generator)
@@ -132,8 +133,8 @@ def small_text_encoder(seed: int = 2, **changes) -> TextEncoder:
 
 
 def write_small_tokenizer(folder: Path) -> None:
-    """A CLIP tokenizer's files: each byte as CLIP spells it, alone and at a word's end, and WORDS as whole tokens."""
-    # CLIP (after GPT-2) spells each byte as a printable character: itself where it has one, else from U+0100 on.
+    """Write a CLIP tokenizer: each byte as CLIP spells it, alone and at a word's end, and WORDS as whole tokens."""
+    # CLIP (after GPT-2) spells each byte as a printable character: as itself if it is one, else from U+0100 on.
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     characters = [chr(byte) for byte in printable] + [chr(256 + i) for i in range(256 - len(printable))]
     tokens, merges = [*characters, *(c + "</w>" for c in characters)], []
@@ -157,7 +158,7 @@ def write_small_tokenizer(folder: Path) -> None:
 
 
 def write_small_pipeline(folder: Path, prediction_type: str = "epsilon", seed: int = 0) -> Path:
-    """A whole checkpoint in the diffusers layout, with random weights, as the published ones lie on disk."""
+    """Write a whole checkpoint in the diffusers layout, with random weights, as the published ones lie on disk."""
     folder = Path(folder)
     parts = {
         "unet": ("config.json", UNET_JSON, "diffusion_pytorch_model.safetensors", small_unet(seed)),

@@ -1,4 +1,5 @@
-"""The baselines on a model that is known to the last digit: their equations by hand, their noise, their bookkeeping."""
+"""The baselines run here on a model that is known to the last digit. The tests check their equations by hand, their
+noise, and their bookkeeping."""
 
 import re
 from dataclasses import replace
@@ -35,7 +36,7 @@ def test_copy_paste_is_the_placed_pixels_inside_and_the_backgrounds_outside(dtyp
 
 
 def run_one(method, model, one, settings=SETTINGS, *, inversions=None, **keywords):
-    """keywords: the method's own."""
+    """keywords: the method's own options."""
     return run(model, one, settings, method=partial(method, **keywords), inversions=inversions)
 
 
@@ -57,7 +58,7 @@ def test_all_methods_place_alike_and_count_what_the_network_ran():
         ("blended", 2.5, 0, 15 * 2),  # a quarter of the 20 steps is skipped; guidance takes two rows
         ("blended", 1.0, 0, 15),
         ("sdedit", 2.5, 0, 10 * 2),  # half of the steps
-        ("published", 2.5, 4 * 20, 2 * 20 + 6 * 2),  # two scans up and their measured round trip; both again; T' = 6
+        ("published", 2.5, 4 * 20, 2 * 20 + 6 * 2),  # two scans up, and back to measure; both down again; T' = 6
         ("published", 1.0, 4 * 20, 2 * 20 + 6),
     ],
 )

@@ -1,4 +1,5 @@
-"""`batch`: kills at any moment, sharing over processes, bad rows, and a layout that dataset libraries read."""
+"""`batch` is tested here: kills at any moment, sharing over processes, bad rows, and a layout that dataset libraries
+read."""
 
 import json
 import os
@@ -24,7 +25,7 @@ BAD = "{not json"
 
 
 def start(command: list, **keywords) -> subprocess.Popen:
-    """One thread, as torchrun gives: equal bytes are promised for equal numbers of threads."""
+    """Start on one thread, as torchrun does: equal bytes are promised for equal numbers of threads."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.Popen([sys.executable, *map(str, command)], env=environment, text=True, **keywords)
 
@@ -38,7 +39,7 @@ def communicate(process: subprocess.Popen) -> tuple[str, str]:
 
 
 def finish(process: subprocess.Popen) -> str:
-    """What it printed. One row of the manifest is bad, so that 1 is how a whole run ends."""
+    """What it printed. One row of the manifest is bad, so a whole run ends with status 1."""
     output, errors = communicate(process)
     assert process.returncode == 1, errors
     return output
@@ -46,7 +47,7 @@ def finish(process: subprocess.Popen) -> str:
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    """A folder with a manifest of three good rows and a bad one, a checkpoint, and `undisturbed`, what they give."""
+    """A folder with a manifest of three good rows and a bad one, a checkpoint, and their result in `undisturbed`."""
     folder = tmp_path_factory.mktemp("batch")
     write_manifest(write_scans(folder) / "manifest.jsonl", [row(0), row(1), BAD, row(2)])
     write_tiny_model(folder / "model")
@@ -73,7 +74,7 @@ def test_a_kill_before_any_file_leads_to_the_same_files(work, tmp_path):
     assert process.returncode == 0, errors
     moments = int(output)
     expected = tree(work / "undisturbed")
-    assert moments - 1 == len(expected)  # every file was the one before which a run was killed
+    assert moments - 1 == len(expected)  # before every file a run was killed
     for moment in range(1, moments + 1):
         assert tree(tmp_path / str(moment)) == expected, f"killed before file {moment}"
 
@@ -97,7 +98,7 @@ def test_two_processes_do_every_row_once_and_give_the_same_files(work, tmp_path)
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--", "composition"]
     process = start([*torchrun, *batch(work), "--out", tmp_path / "out"], stdout=subprocess.PIPE)
     output, _ = communicate(process)
-    # One summary, of both: had they not met, each would have told of rows of its own.
+    # Both print one summary together; had they not met, each would have summed up its own rows.
     assert output.count("rows:") == 1 and output.startswith("4 rows: 3 written, 0 there already, 1 bad"), output
     assert tree(tmp_path / "out") == tree(work / "undisturbed")
 
@@ -197,7 +198,7 @@ def test_rows_without_an_id_are_named_by_their_line(tmp_path):
 
 
 def test_the_layout_is_an_image_folder(tmp_path):
-    """The rules that datasets' "imagefolder" builder reads by, and that the images are where they say."""
+    """The folder follows the rules of datasets' "imagefolder" builder, and the images are where the metadata says."""
     write_scans(tmp_path)
     run(tmp_path, [row(0), row(1, user_box=None, user_mask="m.png")])
     out = tmp_path / "out"
@@ -206,6 +207,6 @@ def test_the_layout_is_an_image_folder(tmp_path):
         assert image.shape == mask.shape == (60, 80)
         assert set(np.unique(mask)) == {0, 255}
         assert json.loads((out / "records" / f"{record['id']}.json").read_text()) == record
-    # Every image in the folder has its row: the builder takes the folder's images and wants metadata of each.
+    # Every image in the folder has its row, because the builder takes all images and wants metadata of each.
     listed = {record[name] for record in records(tmp_path) for name in ("file_name", "mask_file_name")}
     assert {str(path.relative_to(out)) for path in out.rglob("*.png")} == listed

@@ -1,4 +1,5 @@
-"""The benchmark from drawn datasets to its files: figures recomputed from the CSV, resuming, failures."""
+"""These tests run the benchmark from drawn datasets to its files. They recompute its figures from the CSV, resume it,
+and make samples fail."""
 
 import json
 import math
@@ -43,7 +44,7 @@ def whole(parts, tmp_path_factory):
 
 @pytest.fixture
 def again(whole, tmp_path):
-    """A copy of it, to be changed."""
+    """A copy of `whole` that a test may change."""
     return shutil.copytree(whole[0], tmp_path / "again")
 
 
@@ -76,7 +77,7 @@ def test_the_tables_figures_from_the_csv(whole):
             assert summary["finite"] == len(finite)
             if finite:
                 assert summary["mean"] == pytest.approx(sum(finite) / len(finite), rel=1e-12)  # order of summation
-                # Of two values a quarter of the resamples is twice the lesser, a quarter twice the greater.
+                # Of two values, a quarter of the resamples takes the lesser twice, and a quarter the greater twice.
                 assert (summary["low"], summary["high"]) == (min(finite), max(finite))
                 assert f"{summary['mean']:.4g} [{summary['low']:.4g}, {summary['high']:.4g}]" in text
 
@@ -143,7 +144,7 @@ def test_tau_has_both_readings(whole):
 
 
 def test_composites_are_measured_as_stored(whole):
-    """Against the placement by hand: a pixel the method kept is equal, whatever passed through floats."""
+    """Figures agree with the placement by hand. A kept pixel is equal, although composites passed through floats."""
     rows, _ = read_manifest(whole[0] / "samples" / "manifest.jsonl", SETTINGS)
     row = rows[0]
     sample = row.request.read()
@@ -168,7 +169,7 @@ def test_a_second_run_changes_nothing_and_runs_nothing(parts, whole, again, monk
 
 
 class OddRows(Ranks):
-    """The rank that takes every second item, beside one that has not begun."""
+    """A rank that takes every second item, beside one that has not begun."""
 
     def __init__(self):
         super().__init__("odd rows")
@@ -192,7 +193,7 @@ def test_a_rank_measures_its_share_and_rank_0_finds_it(parts, whole, again, monk
 
 
 class MeanDifference(torch.nn.Module):
-    """In place of LPIPS."""
+    """A stand-in for LPIPS."""
 
     name = "mean difference"
 
@@ -212,7 +213,7 @@ def test_a_metric_is_added_without_composing_again(parts, again):
     assert all(float(entry["lpips_bg"]) >= 0 and float(entry["lpips_fg"]) > 0 for entry in new)
     assert new[0]["psnr_fg"] == old[0]["psnr_fg"]
     text = (again / "table.md").read_text()
-    # The paper's columns come first, under the name of what they were measured with.
+    # The paper's columns come first, under the name of the network that measured them.
     assert "|  | mean difference bg ↓ | mean difference fg ↓ | PSNR bg (dB) ↑ |" in text
     assert "columns of LPIPS" not in text and "- LPIPS: mean difference.\n" in text
 

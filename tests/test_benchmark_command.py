@@ -1,4 +1,5 @@
-"""`python -m composition benchmark`: options, errors before the model loads, kills, and real scans."""
+"""These tests run `python -m composition benchmark`: its options, its errors before the model loads, kills, and real
+scans."""
 
 import csv
 import os
@@ -106,13 +107,13 @@ def test_ablations_run_what_differs_from_the_defaults_once():
 
 
 def results(out: Path) -> dict[str, str]:
-    """Hashes of all files but the inversions: safetensors writes its metadata in random order."""
+    """The hashes of all files except inversions, because safetensors writes its metadata in random order."""
     return {name: digest for name, digest in tree(out).items() if not name.endswith(".safetensors")}
 
 
 @pytest.mark.slow
 def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(tmp_path):
-    """Every fifth of its files is a moment to be killed at: in the samples, composites, measures and tables."""
+    """It is killed before every fifth of its files: among the samples, composites, measures and tables."""
     script = Path(__file__).parent / "kill_benchmark.py"
     done = subprocess.run(
         [sys.executable, script, tmp_path, "5"],
@@ -132,7 +133,7 @@ def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_write_what_one_does(tmp_path):
-    """Several batches one after another, of which each shares its rows out anew."""
+    """Several batches run one after another, and each shares its rows out anew."""
     parts = draw(tmp_path)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""A new method, a new metric and a new dataset are an entry each, and the benchmark runs on them."""
+"""These tests add a new method, a new metric and a new dataset, each as one entry, and run the benchmark on them."""
 
 import csv
 from pathlib import Path
@@ -28,7 +28,7 @@ def read_phantoms(root) -> Dataset:
 
 @pytest.fixture
 def entries(monkeypatch):
-    """One of each. The method pastes; the metric is the mean of the composite."""
+    """One entry of each kind. The method pastes; the metric is the mean of the composite."""
     monkeypatch.setitem(DATASETS, "test-phantoms", Published("drawn heads", read_phantoms, samples=2))
     monkeypatch.setitem(METHODS, "paste-again", METHODS["copy-paste"])
     monkeypatch.setitem(METRICS, "brightness", Metric("brightness", True, lambda c: c.composite.mean()))
@@ -53,7 +53,7 @@ def test_the_benchmark_runs_on_a_new_method_metric_and_dataset(tmp_path, entries
 
 
 def test_a_new_method_stands_behind_the_paper_s_in_the_grid(tmp_path, entries, monkeypatch):
-    """Whatever the order of the table is."""
+    """It stands there whatever the order of the table is."""
     captions = []
     monkeypatch.setattr("PIL.ImageDraw.ImageDraw.text", lambda self, place, text, **_: captions.append(text))
     parts = draw(tmp_path)

@@ -1,4 +1,5 @@
-"""What the benchmark's tables, plots and grids are made of: paired differences, panels, shown samples, measures."""
+"""These tests check what the benchmark's tables, plots and grids are made of: paired differences, panels, shown
+samples, and measures."""
 
 import math
 import shutil
@@ -41,7 +42,7 @@ def whole(parts, tmp_path_factory):
 
 @pytest.fixture
 def again(whole, tmp_path):
-    """A copy of it, to be changed."""
+    """A copy of `whole` that a test may change."""
     return shutil.copytree(whole[0], tmp_path / "again")
 
 
@@ -71,7 +72,7 @@ def test_differences_are_told_where_ours_is_and_of_other_variants_alone(parts, w
     assert tau["reference"] == "tau = 3 (Eq. 9)"
     others = [f"tau = {n} ({reading})" for reading in ("Eq. 9", "Fig. 9, mirrored") for n in (1, 5)]
     assert [row["line"] for row in tau["differences"] if row["dataset"] == "busi"] == others
-    # A sample that one of the two lacks is in neither.
+    # A sample that one of the two lacks counts for neither.
     (again / "runs" / "sdedit" / "images" / "busi-001.png").write_bytes(b"")
     assert len(run(parts, again, *METHODS)) == 1
     (row,) = (row for row in table_of(again)["differences"] if (row["dataset"], row["line"]) == ("busi", "sdedit"))
@@ -137,7 +138,7 @@ def test_damaged_measures_and_records_are_made_again(parts, whole, again):
 
 
 class CLIPDouble:
-    """Tells what it was asked: a prompt by its length, two images by what differs."""
+    """A stand-in for CLIP that tells what it was asked: a prompt by its length, two images by what differs."""
 
     name = "double"
 
@@ -156,6 +157,6 @@ def test_clip_has_its_columns(parts, again):
     for (sample, _), entry in entries.items():
         assert float(entry["clip_text"]) == len(prompts[sample]) and 0 < float(entry["clip_image"]) <= 100
     assert math.isclose(table_of(again)["lines"][0]["metrics"]["clip_text"]["mean"], len(prompts[FIRST]))
-    # The pasted object's crop is the object but outside its mask.
+    # The pasted object's crop equals the object, except outside the mask.
     assert float(entries[FIRST, "copy-paste"]["clip_image"]) > float(entries[FIRST, "sdedit"]["clip_image"])
     assert "- CLIP: double." in (again / "table.md").read_text()

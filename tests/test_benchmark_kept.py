@@ -1,4 +1,5 @@
-"""What is kept of measures from one run to the next: value by value, each with the network it came from."""
+"""A benchmark keeps measures from one run to the next, each value by itself, with the network it came from. These tests
+check which of them it keeps."""
 
 import json
 import shutil
@@ -32,13 +33,13 @@ def whole(parts, tmp_path_factory):
 
 @pytest.fixture
 def again(whole, tmp_path):
-    """A copy of it, to be changed."""
+    """A copy of `whole` that a test may change."""
     return shutil.copytree(whole, tmp_path / "again")
 
 
 @pytest.fixture
 def measured(monkeypatch):
-    """The names of the metrics that were measured, one list for each composite of which any was."""
+    """The names of the metrics that were measured, one list for each composite that was measured at all."""
     asked = []
     monkeypatch.setattr(
         measures, "measure", lambda comparison, names: asked.append(names) or measure(comparison, names)
@@ -104,7 +105,7 @@ def test_a_new_metric_is_measured_alone(parts, whole, again, measured, monkeypat
 
 
 class Difference:
-    """In place of LPIPS: so many times the mean difference."""
+    """A stand-in for LPIPS: `factor` times the mean difference."""
 
     def __init__(self, factor: float):
         self.factor, self.name = factor, f"difference x {factor}"
@@ -128,7 +129,7 @@ def test_values_of_another_network_are_measured_anew_and_those_of_an_absent_one_
     assert with_network(2) == pytest.approx(2 * first) and len(measured) == every
     measured.clear()
     assert run(parts, again, *METHODS) == [] and measured == []
-    assert "lpips_fg" not in read_csv(again)[0]  # there is no such network now: what it gave is kept, and not shown
+    assert "lpips_fg" not in read_csv(again)[0]  # the network is absent now: its values are kept, but not shown
     assert with_network(2) == pytest.approx(2 * first) and measured == []
 
 

@@ -1,4 +1,5 @@
-"""Benchmark samples: the tissue rule, boxes worked out by hand, what is excluded, and that a name is one benchmark."""
+"""These tests check benchmark samples: the tissue rule, boxes worked out by hand, what is excluded, and that a name
+stands for one benchmark."""
 
 import hashlib
 import json
@@ -80,7 +81,8 @@ def test_tissue_is_the_head_without_the_mark(size):
     pixels, inside = head(size, tone=120)
     tissue = tissue_mask(Scan(np.repeat(pixels[..., None], 3, axis=2)))
     assert tissue.shape == size
-    # One cell of the shrunk scan along the outline, of some 1.3 * (height + width), is at most this share of the area.
+    # The outline is some 1.3 * (height + width) long. An error of one cell of the shrunk scan along it is at most this
+    # share of the area.
     assert (tissue & inside).sum() / (tissue | inside).sum() > 0.93
     assert tissue[size[0] // 2, size[1] // 2] and not tissue[0, 0]
     deep = pixels.astype(np.uint16) * 16 + 1000
@@ -91,8 +93,9 @@ def test_tissue_is_above_half_the_threshold_in_cells_of_a_96th():
     """Upright bands 0, 60, 200, 25 on 192 pixels, which shrink to 96 cells of two."""
     tones = np.repeat([0, 60, 200, 25], [51, 47, 32, 62]).astype(np.uint8)
     tissue = tissue_mask(Scan(np.tile(tones, (192, 1))))
-    # Otsu parts 60 from 200, and half of 60 is 30. So 60 is tissue; 25 is not, though above a third; nor is the cell
-    # of both 0 and 60, which is 30. The band of 200 ends between two cells, and would not with 64 or 48 of them.
+    # Otsu's threshold is 60, and half of it is 30. So the band of 60 is tissue. The band of 25 is not, although it is
+    # above a third; nor is the cell that holds both 0 and 60, whose mean is 30. The band of 200 ends between two cells;
+    # it would not if there were 64 or 48 of them.
     assert np.array_equal(tissue, boxed((192, 192), 52, 0, 51 + 47 + 32, 192))
 
 
@@ -140,7 +143,7 @@ def test_unsuitable_objects(box, reason):
 
 
 def dataset(folder, count, name="br35h"):
-    """A dataset of heads, objects that are squares in them, and some of each that is left out."""
+    """A dataset of heads, of objects that are squares in them, and of some of each that are left out."""
     folder.mkdir()
     backgrounds, objects = [], []
     for number in range(count):
@@ -235,8 +238,8 @@ def test_a_killed_build_resumes_and_keeps_its_folder(tmp_path, monkeypatch):
         patched.setattr(drawing, "_write", killed)
         with pytest.raises(KeyboardInterrupt):
             build_benchmark(tmp_path / "bench", [(data, 3)], seed=0)
-    assert not (tmp_path / "bench" / "manifest.jsonl").exists()  # not whole, and said to be so
-    with pytest.raises(DatasetError, match="holds another benchmark"):  # whose scans would lie among the first one's
+    assert not (tmp_path / "bench" / "manifest.jsonl").exists()  # without a manifest it is not whole
+    with pytest.raises(DatasetError, match="holds another benchmark"):  # its scans would lie among those of the first
         build_benchmark(tmp_path / "bench", [(data, 3)], seed=1)
     resumed = build_benchmark(tmp_path / "bench", [(data, 3)], seed=0)
     assert resumed.sha256 == build_benchmark(tmp_path / "whole", [(data, 3)], seed=0).sha256
@@ -279,7 +282,7 @@ def test_a_background_without_tissue_is_counted_and_the_others_are_used(tmp_path
 def test_samples_of_real_scans(tmp_path):
     """A tenth of the paper's 300 + 100. What is left out, and why, are facts of this part of the published data.
 
-    So is the hash: where it changes, so does the benchmark of 300 + 100 that our evidence is of.
+    So is the hash. If it changes, the benchmark of 300 + 100 changes too, and our evidence is of that one.
     """
     br35h, busi = read_br35h(DATA / "br35h"), read_busi(DATA / "busi")
     drawn = build_benchmark(tmp_path / "bench", [(br35h, 30), (busi, 10)], seed=0)

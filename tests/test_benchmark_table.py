@@ -1,4 +1,4 @@
-"""The bootstrap on cases whose answer is known, and what a table does with values that have no mean."""
+"""The bootstrap is tested on cases whose answer is known, and a table on values that have no mean."""
 
 import math
 import warnings
@@ -22,7 +22,7 @@ def binomial_quantile(count: int, share: float, level: float) -> int:
 def test_interval_of_zeros_and_ones_is_the_binomials(ones, count):
     """The resampled mean of such values is a binomial variable: the interval's ends are its quantiles."""
     low, high = bootstrap_interval(np.repeat([1.0, 0.0], [ones, count - ones]))
-    # Exactly, as no jump of these distributions is within four standard errors (0.006) of either level.
+    # They agree exactly, because no jump of these distributions is within four standard errors (0.006) of either level.
     assert low == pytest.approx(binomial_quantile(count, ones / count, 0.025) / count)
     assert high == pytest.approx(binomial_quantile(count, ones / count, 0.975) / count)
 

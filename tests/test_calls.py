@@ -1,4 +1,4 @@
-"""What an attention hook can tell of the call it is in, inside a composition."""
+"""An attention hook inside a composition can tell which call it is in. These tests check what it is told."""
 
 import re
 from pathlib import Path
@@ -20,7 +20,7 @@ README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8"
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     model = sd21.load(write_small_pipeline(tmp_path_factory.mktemp("calls") / "model"), device="cpu")
-    for weight in model.unet.conv_out.parameters():  # a network as rough as random weights make it has no inverse
+    for weight in model.unet.conv_out.parameters():  # random weights make a network too rough to have an inverse
         weight.mul_(0.1)
     return model
 
@@ -61,7 +61,7 @@ def test_every_row_of_every_call_is_told(model, inversion, kept):
     composing = [call for call, _, _ in calls if call.stage == "composition"]
     assert [call.i for call in composing] == [(i, i) for i in range(6, 0, -1)]
     assert all(call.contexts == ("text", "null") for call in composing)
-    # Which image a row is of: both inversions begin with the scans' own latents, at i = 0.
+    # This tells which image a row is of: both inversions begin with the scans' own latents, at i = 0.
     first = {call.images[n]: x[n] for call, x, _ in reversed(calls) for n in range(len(x)) if call.i[n] == 0}
     assert set(first) == {"background", "object"}
     torch.testing.assert_close(first["background"], latents_of(model, one.background)[0], rtol=0, atol=1e-5)

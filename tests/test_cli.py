@@ -1,4 +1,5 @@
-"""`python -m composition`: options, what is written, and errors in one line before the model loads."""
+"""`python -m composition` is tested here: its options, the files it writes, and its errors in one line before the model
+loads."""
 
 import json
 import subprocess
@@ -43,7 +44,7 @@ def command(scans: Path, out: Path, **changes) -> list[str]:
 
 
 def test_run_from_files_to_files(scans, tmp_path):
-    """As a user calls it, with a checkpoint on disk."""
+    """The command runs as a user calls it, with a checkpoint on disk."""
     model = write_tiny_model(tmp_path / "model")
     out = tmp_path / "new" / "out"
     arguments = [*command(scans, out, model=model, device="cpu", preserve="pixels"), *FAST]

@@ -1,4 +1,5 @@
-"""The method on inputs that know their answer: Eq. 8 and 9 by hand, and what composition must hold from end to end."""
+"""These tests run the method on inputs whose answer is known: Eq. 8 and 9 by hand, and what composition must hold from
+end to end."""
 
 import dataclasses
 import inspect
@@ -59,11 +60,11 @@ def test_preserved_pixels_are_the_scans_own_and_blend_inside():
 @pytest.mark.parametrize(("history", "inversion"), [("carry", "joint"), ("carry", "defect"), ("restart", "joint")])
 @pytest.mark.parametrize(("steps", "start"), [(20, 6), (20, 1), (8, 8)])
 def test_an_object_that_is_the_backgrounds_own_region_returns_the_background(history, inversion, steps, start):
-    """The identity of the whole method: exceptional prompt throughout, scale 1. 16 bits, to see more than 8 would."""
+    """With the exceptional prompt and scale 1, the whole method is an identity. 16 bits show more than 8 would."""
     model, background, mask = FakeModel(), scan(128, 128, 3, np.uint16), box((128, 128), 30, 40, 50, 40)
     settings = replace(EXACT, history=history, inversion=inversion, steps=steps, start=start)
     assert _identity_error(model, background, mask, settings) <= 2
-    if start > 1:  # where inversion takes more than one equation, the usual one is not exact, and shows
+    if start > 1:  # inversion takes more than one equation here, and the usual one is visibly not exact
         assert _identity_error(model, background, mask, replace(settings, inversion="naive")) > 100
 
 
@@ -75,8 +76,8 @@ def test_the_identity_holds_for_every_solver_and_its_history(solver, history):
 
 
 def _identity_error(model, background, mask, settings) -> int:
-    """The largest difference in stored values. The inversion is exact to 2e-6 of the latent's norm; its largest entry
-    errs some ten times more, which is 1 in 65535."""
+    """The largest difference in stored values. The inversion is exact to 2e-6 of the latent's norm. The error of its
+    largest entry is some ten times that, which is 1 in 65535."""
     image = compose(model, background, background, mask, mask, None, settings).image
     decoded = model.decode(model.encode(torch.from_numpy(background.values()).permute(2, 0, 1)[None]))
     expected = background.render(decoded[0].permute(1, 2, 0).numpy(), grayscale=True)
@@ -84,8 +85,8 @@ def _identity_error(model, background, mask, settings) -> int:
 
 
 def test_the_identity_through_the_whole_network(tmp_path):
-    """The same through sd21's own UNet, VAE and text tower. Random weights make a network rougher than trained ones,
-    which cannot be inverted at most images; with the UNet's output scaled to a tenth it can."""
+    """The same holds through sd21's own UNet, VAE and text tower. Random weights make a network rougher than trained
+    ones do, and it cannot be inverted at most images. With the UNet's output scaled to a tenth it can."""
     model = sd21.load(write_small_pipeline(tmp_path / "model"), device="cpu")
     for weight in model.unet.conv_out.parameters():
         weight.mul_(0.1)
@@ -112,7 +113,7 @@ def test_the_carried_history_is_the_data_predictions_before_start(solver):
 
 
 def test_the_method_against_its_equations_written_out():
-    """Loops over the paper's equations with the table's numbers."""
+    """The expected image comes from loops over the paper's equations with the table's numbers."""
     model, settings, one = FakeModel(pull=0.2), Settings(tolerance=2e-6), sample(128, 128)
     grid, table = run_of(model, settings)
     encoded, m_obj, m_user = latents(model, one)
@@ -130,7 +131,7 @@ def test_the_method_against_its_equations_written_out():
 
 
 def test_eq_9_acts_in_the_latents_until_preserve_until():
-    """Kept down to i = 0, the background is the autoencoder's own; kept to i = 1, the text prompt moves it."""
+    """If it is kept down to i = 0, the background is the autoencoder's own; if to i = 1, the text prompt moves it."""
     model, one = FakeModel(pull=0.5), sample(128, 128)
     outside = ~one.user_mask
     outside[24:88, 32:104] = False  # latent cells that the user mask touches
@@ -186,7 +187,7 @@ def test_background_and_object_go_through_the_network_together():
     assert model.calls[:14] == [2] * 14  # seven up and seven down to measure, both images in every call
     model.calls.clear()
     run(model, sample(), Settings(inversion="naive"), inversions={})
-    assert model.calls[:28] == [1] * 28  # what is kept must not depend on its company
+    assert model.calls[:28] == [1] * 28  # what is kept must not depend on the rest of its batch
 
 
 def test_a_scan_that_is_its_own_object_in_its_place_is_inverted_once():
@@ -226,7 +227,7 @@ def test_an_object_that_cannot_be_inverted_costs_its_background_nothing():
 
 
 def test_a_composition_costs_at_most_a_third_of_the_papers_recipe():
-    """Rows of the UNet. TF-ICON's code, which the paper builds on, runs two for every state, guided or not."""
+    """Cost is rows of the UNet. TF-ICON's code, which the paper builds on, runs two for every state, guided or not."""
     inverting_both_to_20, denoising_both_to_6, the_background_on_to_3, composing = 2 * 20, 2 * 14, 3, 6
     published = 2 * (inverting_both_to_20 + denoising_both_to_6 + the_background_on_to_3 + composing)
     model = FakeModel()
@@ -370,7 +371,7 @@ def test_a_method_is_any_function_of_a_frame():
 
 
 def test_compose_and_its_module_are_not_mistaken_for_each_other():
-    """`import composition.compose as m` gave a function while a module of that name was meant."""
+    """`import composition.compose as m` once gave a function, although the module of that name was meant."""
     assert inspect.isfunction(compose) and compose.__module__ == "composition.methods"
 
 

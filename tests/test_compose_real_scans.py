@@ -1,4 +1,5 @@
-"""The method on pairs of real scans, brain MRI (Br35H) and breast ultrasound (BUSI), from a folder beside the checkout.
+"""These tests run the method on pairs of real scans, brain MRI (Br35H) and breast ultrasound (BUSI), which lie in a
+folder beside the checkout.
 
 Three models run it: a Gaussian double whose autoencoder keeps the scans, so that the tumour can be looked at; a random
 network through sd21; and the small trained checkpoint.
@@ -65,13 +66,14 @@ def compose_all(model, samples: list[Sample], **changes) -> list[Composition]:
 
 
 def correlation(a: np.ndarray, b: np.ndarray, mask: np.ndarray) -> float:
-    """Inside the mask, of what is coarser than 9 pixels: a latent stands for 8, and texture below is the decoder's."""
+    """The correlation, inside the mask, of what is coarser than 9 pixels. A latent stands for 8 pixels, and finer
+    texture is the decoder's."""
     blurred = (Image.fromarray(pixels).convert("L").filter(ImageFilter.BoxBlur(4)) for pixels in (a, b))
     return float(np.corrcoef(*(np.asarray(image)[mask] for image in blurred))[0, 1])
 
 
 def check_labels(composed, samples, folder):
-    """What holds whatever the network is: the background kept to the bit, the placed mask written and read."""
+    """Check what holds for any network: the background is kept to the bit, and the placed mask is written and read."""
     for number, (composition, one) in enumerate(zip(composed, samples, strict=True)):
         original, outside = one.background.pixels, ~one.user_mask
         assert composition.image.shape == original.shape and composition.image.dtype == original.dtype
@@ -84,7 +86,8 @@ def check_labels(composed, samples, folder):
 
 
 def check_tumours(composed, samples, least: float, fitted: float = 0.1):
-    """Inside its mask the result looks like the placed object, and like the old background hardly more."""
+    """Inside its mask the result resembles the placed object, and the old background hardly more than that object
+    does."""
     for composition, one in zip(composed, samples, strict=True):
         image, placed, old = composition.image, composition.placed, one.background.pixels
         like_object = correlation(image, placed, composition.mask)
@@ -96,7 +99,7 @@ def check_tumours(composed, samples, least: float, fitted: float = 0.1):
 def test_the_double_puts_the_tumour_there_and_keeps_the_rest(samples, tmp_path):
     composed = compose_all(FakeModel(image_size=512), samples)
     check_labels(composed, samples, tmp_path)
-    # Its latents are block averages: blocky where the tumour's edge and texture are not.
+    # Its latents are block averages, so the result is blocky where the tumour's edge and texture are not.
     check_tumours(composed, samples, least=0.75)
 
 
@@ -136,5 +139,6 @@ def test_the_small_checkpoint_puts_the_tumour_there_and_keeps_the_rest(samples, 
     composed = compose_all(sd21.load("mini", device="cpu"), samples)
     check_labels(composed, samples, tmp_path)
     # Seen: 0.68 to 0.96 with the object, and with the background up to 0.19 more than the pasted object has, as the
-    # network fits a tumour's rim to the tissue around it. Where none was put, that is 1 but for the decoder.
+    # network fits a tumour's rim to the tissue around it. Without a new tumour, the correlation with the background is
+    # 1 up to the decoder.
     check_tumours(composed, samples, least=0.6, fitted=0.25)

@@ -1,4 +1,5 @@
-"""Br35H and BUSI: the shapes and forms of their masks, damage that is counted, and the facts of the real data."""
+"""Br35H and BUSI are read here. The tests check the shapes and forms of their masks, damage that is counted, and the
+facts of the real data."""
 
 import json
 import math
@@ -21,7 +22,8 @@ def shape(name, **attributes):
 
 SQUARE = shape("polygon", all_points_x=[2, 6, 6, 2], all_points_y=[3, 3, 5, 5])
 CIRCLE = shape("circle", cx=20, cy=10, r=4)
-# What Python's json reads and no coordinate is; Pillow fills nonsense for the first four, and the fifth overflows.
+# Values that Python's json reads and that are no coordinates. Pillow draws nonsense for the first four; the fifth
+# overflows.
 ODD = (math.nan, math.inf, -math.inf, 2.0**31, 10**400, "7", None)
 ODD_ELLIPSES = [(name, odd) for name in ("cx", "cy", "rx", "ry", "theta") for odd in ODD]
 
@@ -38,7 +40,7 @@ def test_circle_and_turned_ellipse():
     assert circle[10, 16] and circle[10, 24] and circle[6, 20] and not circle[10, 25]
 
     turned = via_mask([shape("ellipse", cx=50, cy=40, rx=30, ry=8, theta=math.pi / 6)], (100, 110))
-    # Lattice points of a smooth convex shape: its area, up to a small part of its circumference of some 127.
+    # A smooth convex shape has as many lattice points as its area, up to a small part of its circumference of some 127.
     assert turned.sum() == pytest.approx(math.pi * 30 * 8, abs=13)
     # theta turns x towards y, and y points down: the long axis goes right and down.
     assert turned[40 + 14, 50 + 24] and turned[40 - 14, 50 - 24] and not turned[40 - 14, 50 + 24]
@@ -127,7 +129,7 @@ def br35h(tmp_path):
         entry("y2.jpg", SQUARE),  # no such image
         entry("y5.jpg"),
         entry("y6.jpg", shape("point", cx=1, cy=1)),
-        entry("y8.jpg", CIRCLE),  # among the tumour scans alone
+        entry("y8.jpg", CIRCLE),  # its image is only among the tumour scans
         {"filename": "y9.jpg"},
         entry("y9.jpg") | {"regions": None},
     ]

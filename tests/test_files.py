@@ -1,4 +1,5 @@
-"""Files and folders that are whole or absent, and packages whose names are imported when they are used."""
+"""These tests check that files and folders are whole or absent, and that packages import their names when they are
+used."""
 
 import hashlib
 

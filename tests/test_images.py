@@ -1,4 +1,4 @@
-"""Scans and masks as users have them, and the way back to files."""
+"""These tests read scans and masks as users have them, and write them back to files."""
 
 import struct
 import sys
@@ -165,7 +165,7 @@ def swap_last(path, old, new):
 
 
 def damaged_exif(path):
-    """A JPEG to be turned, one of whose tags holds text where a number belongs."""
+    """Write a JPEG to be turned, one of whose tags holds text where a number belongs."""
     exif = Image.Exif()
     exif[0x0112], exif[0x010E] = 6, "a scan"
     Image.fromarray(GRAY).save(path, "JPEG", exif=exif)
@@ -173,7 +173,7 @@ def damaged_exif(path):
 
 
 def frame_without_width(path):
-    """A TIFF whose second frame lacks its width."""
+    """Write a TIFF whose second frame lacks its width."""
     Image.fromarray(GRAY).save(path, "TIFF", save_all=True, append_images=[Image.fromarray(GRAY)])
     swap_last(path, b"\x00\x01\x04\x00\x01", b"\x00\x70\x04\x00\x01")  # ImageWidth becomes a tag that nobody knows
 

@@ -1,4 +1,5 @@
-"""The frame of the house: who may import whom, what modules are called, and what is not imported too early."""
+"""These tests hold the frame of the house: who may import whom, what modules are called, and what is not imported too
+early."""
 
 import ast
 import importlib
@@ -22,7 +23,7 @@ LAYERS = (
     ("scans",),
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
-# What each package knows, beside itself and Python's own library.
+# The packages of this repository that each package may import.
 KNOWN = {"sd21": {"sd21"}, "solvers": {"solvers"}, "composition": {"composition", "sd21", "solvers"}}
 MODULES = [path for package in KNOWN for path in sorted((ROOT / package).rglob("*.py"))]
 

@@ -1,4 +1,4 @@
-"""The measures without a network against closed forms, and what each column of `measure` looks at."""
+"""These tests check the measures without a network against closed forms, and what each column of `measure` looks at."""
 
 import math
 
@@ -103,7 +103,7 @@ def test_distortions_are_ordered():
 
 
 class Distance:
-    """In place of LPIPS: the mean absolute difference, and the sizes of what it was shown."""
+    """A stand-in for LPIPS: the mean absolute difference, and the sizes of what it was shown."""
 
     name = "distance"
 
@@ -119,7 +119,7 @@ class Distance:
 
 
 class Brightness:
-    """In place of CLIP: the mean of the first image and the length of the prompt, and the sizes of the crops."""
+    """A stand-in for CLIP: the mean of the first image and the length of the prompt, and the sizes of the crops."""
 
     name = "brightness"
 
@@ -166,12 +166,12 @@ def test_images_are_brought_to_512_pixels_and_crops_to_224():
 
 @pytest.mark.parametrize(("height", "width", "side"), [(90, 61, 20), (14, 17, 50)])
 def test_resizing_is_bicubic_with_antialiasing(height, width, side):
-    # Of full contrast, so that edges overshoot either way, which is cut off at 1 and -1.
+    # The image has full contrast, so that edges overshoot either way. That is cut off at 1 and -1.
     image = drawn_image(128)[..., 26 : 26 + height, 26 : 26 + width].sign()
     own = [Image.fromarray(c.numpy()).resize((side, side), Image.Resampling.BICUBIC) for c in image[0]]
     expected = torch.from_numpy(np.stack(own)).clamp(-1, 1)[None]
     assert (expected.amin(), expected.amax()) == (-1, 1)
-    # Pillow's code is apart from torch's. Either sums some ten float32 products of the order of 1: 1e-7 each.
+    # Pillow's code is independent of torch's. Each sums some ten float32 products of the order of 1: 1e-7 each.
     torch.testing.assert_close(square(image, side), expected, rtol=0, atol=1e-5)
 
 
@@ -180,7 +180,7 @@ def test_composites_of_one_sample_share_its_reference_and_are_measured_each_by_i
     composites = [background, torch.where(mask, placed, background), placed]
     shared = Reference(background, placed, mask, mask, "four", doubles())
     found = [measure(Comparison(composite, shared)) for composite in composites]
-    assert len(shared.networks.lpips.sizes) == 2 * len(composites) + 2  # of the reference once
+    assert len(shared.networks.lpips.sizes) == 2 * len(composites) + 2  # the reference's two, once only
     for composite, values in zip(composites, found, strict=True):
         assert values == measure(Comparison(composite, Reference(background, placed, mask, mask, "four", doubles())))
 

@@ -1,4 +1,5 @@
-"""LPIPS, ST-LPIPS and CLIP: the numbers of the published code, files that are not theirs, and their order."""
+"""These tests check LPIPS, ST-LPIPS and CLIP: they give the numbers of the published code, refuse files that are not
+theirs, and order images by distortion."""
 
 import hashlib
 import importlib.util
@@ -82,7 +83,7 @@ def test_a_batch_is_its_rows(shift_tolerant):
     a, b = (torch.cat([drawn_image(64, variant) for variant in variants]) for variants in ((0, 1), (1, 2)))
     single = torch.cat([shift_tolerant(a[[row]], b[[row]]) for row in (0, 1)])
     torch.testing.assert_close(shift_tolerant(a, b), single, rtol=1e-5, atol=1e-6)  # as FLOAT32
-    # Whoever compares many images with one takes its features once, as the benchmark does.
+    # A caller that compares many images with one takes its features once, as the benchmark does.
     features = shift_tolerant.features(b[:1])
     assert torch.equal(shift_tolerant.distance(shift_tolerant.features(a[:1]), features), single[:1])
 
@@ -123,7 +124,7 @@ def test_without_the_package_the_error_says_what_to_install(monkeypatch):
 
 
 def drawn_weights():
-    """An AlexNet trunk in torchvision's names and linear weights in those of `lpips`, by arithmetic."""
+    """An AlexNet trunk in torchvision's names and linear weights in those of `lpips`, made by arithmetic."""
     trunk = {}
     shapes = [(64, 3, 11, 11), (192, 64, 5, 5), (384, 192, 3, 3), (256, 384, 3, 3), (256, 256, 3, 3)]
     for i, (conv, shape) in enumerate(zip(TORCHVISION_CONVS, shapes, strict=True)):
@@ -145,10 +146,10 @@ def test_published_lpips_is_the_published_code_s(tmp_path):
     network = published_lpips(tmp_path / "alexnet.pth", tmp_path / "linear.pth")
     for a, b, expected in pairs("published"):
         assert network(a, b).item() == pytest.approx(expected, **FLOAT32)
-    # Its figures are kept by this name, so it must be another where a file is; shapes alone do not tell them apart.
+    # Figures are kept under this name, so another file must give another name; shapes alone do not tell files apart.
     digests = [hashlib.sha256((tmp_path / f"{n}.pth").read_bytes()).hexdigest()[:8] for n in ("alexnet", "linear")]
     assert network.name == f"LPIPS (alex, v0.1; files {digests[0]}, {digests[1]})"
-    with pytest.raises(WeightsError, match="does not hold LPIPS"):  # the two files exchanged for one
+    with pytest.raises(WeightsError, match="does not hold LPIPS"):  # the same file for both
         published_lpips(tmp_path / "alexnet.pth", tmp_path / "alexnet.pth")
     with pytest.raises(ValueError, match="at least 63 pixels"):
         network(torch.zeros(1, 3, 62, 80), torch.zeros(1, 3, 62, 80))
@@ -205,7 +206,7 @@ def test_clip_is_transformers_own(clip_folder):
 
 
 def test_clip_s_name_tells_its_weights(clip_folder, tmp_path):
-    """The benchmark keeps measures by it."""
+    """The benchmark keeps measures under this name."""
     copy = shutil.copytree(clip_folder, tmp_path / "clip")
     tensors = load_file(copy / "model.safetensors")
     before = CLIP(str(copy), local_files_only=True).name
@@ -270,7 +271,7 @@ def with_few_words_known(folder: Path) -> None:
         (without_vision, r"clip: (vision_model\S+ is missing; ){3}and 36 more; download"),
         (misshapen, r"visual_projection.weight is \(12, 5\), not \(12, 16\); download"),
         (truncated, "SafetensorError: .*; download it anew, or name a whole CLIP"),
-        (without_vocabulary, ""),  # of what kind depends on the version of transformers
+        (without_vocabulary, ""),  # its kind depends on the version of transformers
         (with_few_words_known, "its tokenizer has [0-9]+ tokens, expected 512 to 9"),
         (shutil.rmtree, "download it anew, or name a whole CLIP"),
     ],
@@ -282,7 +283,7 @@ def test_no_figures_come_from_half_a_clip(clip_folder, tmp_path, monkeypatch, ca
     message = f"no CLIP model from .*{message}"
     with pytest.raises(WeightsError, match=f"(?s){message}"):
         CLIP(str(folder), local_files_only=True)
-    # Asked for by name, it ends the command before the samples are drawn; by default, the tables say what is left out.
+    # A CLIP that was named ends the command before the samples are drawn; by default, the tables say what is left out.
     asked = ["benchmark", "--br35h", "data", "--out", str(tmp_path / "out"), "--clip", str(folder)]
     assert cli.main([*asked, "--local-files-only"]) == 2
     assert f"error: no CLIP model from {folder}" in capsys.readouterr().err
@@ -297,7 +298,7 @@ def test_clip_of_older_files_and_of_half_precision(clip_folder, tmp_path):
     folder = tmp_path / "clip"
     shutil.copytree(clip_folder, folder)
     rewritten(folder, lambda weights: weights.update({"text_model.embeddings.position_ids": torch.arange(77)[None]}))
-    rewritten(folder, lambda weights: weights.update({"logit_bias": torch.zeros(1)}))  # of no CLIPModel
+    rewritten(folder, lambda weights: weights.update({"logit_bias": torch.zeros(1)}))  # which no CLIPModel has
     image, clip = drawn_image(32), CLIP(str(clip_folder), local_files_only=True)
     # Weights that lie elsewhere in memory may be summed in another order: unit vectors, float32.
     embedded = CLIP(str(folder), local_files_only=True).embed_images(image)

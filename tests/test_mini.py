@@ -1,4 +1,4 @@
-"""What ships with the small checkpoint: its folder, the demo's scans, the card's compositions."""
+"""These tests check what ships with the small checkpoint: its folder, the demo's scans, and the card's compositions."""
 
 import json
 from pathlib import Path
@@ -31,14 +31,14 @@ def test_diffusers_loads_the_shipped_folder_and_agrees(mini):
 
 
 def test_the_prompt_decides_what_is_drawn_and_guidance_means_something(mini):
-    """At the first step the prompts already part, and each from the empty one: the text tower has learned."""
+    """At the first step the prompts already differ, and each from the empty one: the text tower has learned."""
     prompts = ["", *(captions[0] for captions in data.CAPTIONS.values())]
     x = torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(0)).expand(len(prompts), -1, -1, -1)
     with torch.no_grad():
         eps = mini.unet(x, 900, mini.embed(prompts)).flatten(1)
     distance = torch.cdist(eps, eps) / eps.norm(dim=1).mean()
     by_modality = distance[1:3, 3:]  # MRI prompts against ultrasound prompts
-    # Rounding alone parts two prompts by 1e-6.
+    # Rounding alone makes two prompts differ by 1e-6.
     assert by_modality.min() > 1e-2 and distance[0, 1:].min() > 1e-3
 
 
@@ -93,6 +93,6 @@ def test_the_cards_picture_shows_no_scan(drawn):
     placed = place(sample.background, sample.obj, sample.object_mask, sample.user_mask)
     pasted = np.where(placed.object_mask, shown.placed, sample.background.pixels).astype(float)
     blocks = pasted[:96, :96].reshape(12, 8, 12, 8).mean((1, 3))
-    # Canvas and scan are of one size but for the longer side, which is resampled; edges of blocks blur.
+    # Canvas and scan differ in the longer side only, which is resampled, so the edges of blocks blur.
     reproduced = shown.image[:96, :96].astype(float).reshape(12, 8, 12, 8).mean((1, 3))
     assert np.abs(reproduced - blocks).mean() < 8 and np.abs(shown.image.astype(float) - pasted).mean() > 4

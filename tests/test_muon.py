@@ -1,4 +1,4 @@
-"""The training's optimizer for hidden layers."""
+"""Muon is the training's optimizer for hidden layers. These tests check its steps and what it learns."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def matrix(rows: int, columns: int) -> torch.Tensor:
 def test_orthogonalized_keeps_the_singular_vectors_and_evens_out_the_values(shape):
     u, values, v = torch.linalg.svd(matrix(*shape), full_matrices=False)
     given = u @ torch.logspace(0, -1.5, len(values)).diag() @ v
-    core = u.T @ orthogonalized(given) @ v.T  # diagonal, were it exact
+    core = u.T @ orthogonalized(given) @ v.T  # diagonal if it were exact
     # Five rounds of the quintic leave singular values in about 0.7 to 1.2.
     assert 0.6 < core.diagonal().min() and core.diagonal().max() < 1.3
     # float32 (1e-7) through a few dozen products, on Gram entries as small as the square of the least value, 1e-3.

@@ -1,4 +1,5 @@
-"""Placement: one affine map for the object, its tissue and its mask; then the canvas and the latent grid."""
+"""Placement is one affine map for the object, its tissue and its mask. These tests check it, and then the canvas and
+the latent grid."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,5 @@
-"""The exceptional prompt: one row of the text tower for 77, and what that is worth through the whole network."""
+"""One row of the text tower stands for the 77 of the exceptional prompt. These tests check that, in the tower and
+through the whole network."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""Whole-or-absent files, and what a record says of a composition."""
+"""These tests check that files are whole or absent, and what a record says of a composition."""
 
 import hashlib
 import json

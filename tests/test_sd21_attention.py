@@ -1,4 +1,5 @@
-"""Attention sites and the hook: what it sees, that it changes nothing by itself, and that it always goes away."""
+"""These tests check attention sites and the hook: what it sees, that it changes nothing by itself, and that it always
+goes away."""
 
 import weakref
 

@@ -1,4 +1,5 @@
-"""Published config.json files are read whole: every field is understood, known to be irrelevant, or an error."""
+"""Published config.json files must be read whole. These tests check that every field is understood, known to be
+irrelevant, or an error."""
 
 import json
 
@@ -83,7 +84,7 @@ def test_a_value_that_makes_no_network_is_an_error(kind, changes, message):
 
 
 def test_files_of_todays_libraries_are_understood():
-    """They write out every option there is, with its default."""
+    """Such files write out every option there is, with its default."""
     with torch.device("meta"):
         unet, vae = UNet2DConditionModel(**without(UNET_JSON, "_class_name")), AutoencoderKL(**VAE_JSON)
     assert UNetConfig.from_dict(json.loads(unet.to_json_string())) == UNetConfig.from_dict(UNET_JSON)

@@ -1,5 +1,6 @@
-"""The true size: random weights written to disk in both published layouts, read back, and compared with diffusers and
-transformers reading the same files. Takes a minute or two; skipped below 12 GB of memory or 6 GB of free disk."""
+"""These tests check the true size. Random weights are written to disk in both published layouts, read back, and
+compared with diffusers and transformers reading the same files. It takes a minute or two, and is skipped below 12 GB of
+memory or 6 GB of free disk."""
 
 import json
 import os
@@ -42,7 +43,8 @@ def all_threads():
 
 @pytest.fixture(scope="module")
 def published():
-    """A folder and a single file with the same weights, in float16 as both are published too, to halve the disk."""
+    """A folder and a single file with the same weights. Both are in float16 (as they are also published) to save
+    disk."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     disk = shutil.disk_usage(tempfile.gettempdir()).free
     if memory < 12e9 or disk < 6e9:
@@ -74,7 +76,7 @@ def inputs():
 
 @pytest.fixture(scope="module")
 def ours(published):
-    """Outputs of the loaded folder; the networks themselves are gone before the reference's are there."""
+    """Outputs of the loaded folder. The networks themselves are freed before the reference's are loaded."""
     model = sd21.load(published, device="cpu", dtype=torch.float32, variant="fp16")
     x, t, ids, image = inputs()
     with torch.no_grad():
@@ -91,7 +93,7 @@ def reference(kind, published, part):
 
 
 def relative(got, expected):
-    assert expected.std() > 0.1  # a lively network, or nothing is compared
+    assert expected.std() > 0.1  # without a lively network nothing would be compared
     return ((got - expected).norm() / expected.norm()).item()
 
 

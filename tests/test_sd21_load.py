@@ -1,5 +1,5 @@
-"""Loading a folder in the diffusers layout: the same networks as diffusers and transformers load, and one clear error,
-before any weight is read, for a folder that is not a whole and sound model."""
+"""A folder in the diffusers layout must load to the same networks as diffusers and transformers load. A folder that is
+not a whole and sound model must give one clear error before any weight is read. These tests check both."""
 
 import hashlib
 import json
@@ -32,7 +32,7 @@ def model(folder):
 
 @pytest.fixture
 def copy(folder, tmp_path):
-    """A copy of the folder to damage, and a promise that no weights are read of what is damaged."""
+    """A copy of the folder, to be damaged."""
     return shutil.copytree(folder, tmp_path / "copy")
 
 
@@ -63,7 +63,7 @@ def outputs(model):
 
 @torch.no_grad()
 def reference_outputs(folder, model):
-    """The same, by diffusers and transformers, from the same folder."""
+    """The same outputs, by diffusers and transformers from the same folder."""
     unet, vae = UNet2DConditionModel.from_pretrained(folder / "unet"), AutoencoderKL.from_pretrained(folder / "vae")
     text = CLIPTextModel.from_pretrained(folder / "text_encoder").eval()
     ids = CLIPTokenizer.from_pretrained(folder / "tokenizer")(
@@ -94,7 +94,7 @@ def test_a_folder_that_diffusers_and_transformers_save_loads_to_the_same_network
         module.save_pretrained(saved / part)
     (saved / "text_encoder/config.json").write_text(
         json.dumps(TEXT_JSON)
-    )  # theirs is another matter: the weights' names
+    )  # not theirs: this test is of the weights' names
     again = sd21.load(saved, device="cpu", dtype=torch.float32)
     for part in ("unet", "vae", "text_encoder"):
         ours, theirs = getattr(model, part).state_dict(), getattr(again, part).state_dict()
@@ -106,7 +106,7 @@ def test_what_the_scheduler_config_says(folder, tmp_path, model):
     assert (model.prediction_type, model.image_size) == ("epsilon", 128)
     assert model.alphas_cumprod.dtype == torch.float64 and model.alphas_cumprod.shape == (1000,)
     published = DDIMScheduler.from_pretrained(folder / "scheduler").alphas_cumprod.double()
-    # diffusers sums a thousand float32 logarithms, as it were: 1000 * 2^-24 = 6e-5 at the worst.
+    # diffusers multiplies a thousand factors in float32: relative errors add up to 1000 * 2^-24 = 6e-5 at the worst.
     torch.testing.assert_close(model.alphas_cumprod, published, rtol=6e-5, atol=0)
     velocity = write_small_pipeline(tmp_path / "v", prediction_type="v_prediction")
     assert sd21.load(velocity, device="cpu").prediction_type == "v_prediction"
@@ -173,7 +173,7 @@ def test_shards_are_one_set_of_weights(copy, model):
 
 
 def test_the_published_files_older_names_are_understood(copy, model):
-    """The SD 2.1 VAE has the attention names of diffusers before 0.18, its text encoder a buffer of positions."""
+    """The SD 2.1 VAE has the attention names of diffusers before 0.18; its text encoder has a buffer of positions."""
     vae, text = load_file(copy / VAE_FILE), load_file(copy / TEXT_FILE)
     names = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
     older = {}

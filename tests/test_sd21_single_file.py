@@ -1,4 +1,4 @@
-"""The original single-file layout, against diffusers' own conversion of the same keys and tensors."""
+"""The original single-file layout is compared with diffusers' own conversion of the same keys and tensors."""
 
 import json
 
@@ -19,7 +19,7 @@ import sd21
 from sd21 import single_file, weights
 from sd21.config import TextConfig, UNetConfig, VAEConfig
 
-# diffusers knows by name that the 24th block goes: so 23 layers stay, here as at full size.
+# diffusers drops the 24th block by its name, so 23 layers stay here, as at full size.
 SMALL_TEXT_JSON = TEXT_JSON | {"num_hidden_layers": 23}
 SMALL = (UNetConfig.from_dict(UNET_JSON), VAEConfig.from_dict(VAE_JSON), TextConfig.from_dict(SMALL_TEXT_JSON))
 
@@ -83,14 +83,14 @@ def test_full_size_names_and_shapes_are_those_that_diffusers_converts_to():
         weights.check(network, ours[part], part)
 
 
-# Of each kind of tensor one, in full size, as the published file and the LDM and OpenCLIP modules behind it call it.
+# One tensor of each kind, in full size, under its name in the published file and in the LDM and OpenCLIP modules.
 PUBLISHED = {
     "model.diffusion_model.time_embed.2.weight": (1280, 1280),
     "model.diffusion_model.input_blocks.3.0.op.weight": (320, 320, 3, 3),
     "model.diffusion_model.input_blocks.4.0.skip_connection.weight": (640, 320, 1, 1),
     "model.diffusion_model.input_blocks.8.1.transformer_blocks.0.attn2.to_k.weight": (1280, 1024),
     "model.diffusion_model.middle_block.2.emb_layers.1.weight": (1280, 1280),
-    "model.diffusion_model.output_blocks.2.1.conv.weight": (1280, 1280, 3, 3),  # no attention here: the second module
+    "model.diffusion_model.output_blocks.2.1.conv.weight": (1280, 1280, 3, 3),  # module 1, as there is no attention
     "model.diffusion_model.output_blocks.5.2.conv.weight": (1280, 1280, 3, 3),
     "model.diffusion_model.output_blocks.11.1.proj_out.weight": (320, 320),
     "model.diffusion_model.out.2.weight": (4, 320, 3, 3),
@@ -132,7 +132,7 @@ def test_the_loaded_networks_compute_what_diffusers_computes_from_the_same_file(
     unet.load_state_dict(published["unet"], strict=True)
     vae = AutoencoderKL.from_config(VAE_JSON).eval()
     vae.load_state_dict(published["vae"], strict=True)
-    (tmp_path / "text").mkdir()  # through its own loader, which knows its names with and without "text_model."
+    (tmp_path / "text").mkdir()  # its own loader knows names with and without "text_model."
     (tmp_path / "text/config.json").write_text(json.dumps(SMALL_TEXT_JSON))
     save_file(published["text_encoder"], tmp_path / "text/model.safetensors", metadata={"format": "pt"})
     text = CLIPTextModel.from_pretrained(tmp_path / "text").eval()

@@ -1,4 +1,5 @@
-"""Which folder or file a source names, what is fetched from the hub, and one clear error for what cannot be had."""
+"""These tests check which folder or file a source names, what is fetched from the hub, and that what cannot be had is
+one clear error."""
 
 import os
 import shutil
@@ -17,7 +18,7 @@ from sd21 import sources
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPO = "someone/small-model"
-# What the default repository lists, as its public users pin it.
+# The files of the default repository, at the revision that its public users pin.
 PUBLISHED = [
     *(".gitattributes", "README.md", "model_index.json", "feature_extractor/preprocessor_config.json"),
     *("scheduler/scheduler_config.json", "unet/config.json", "vae/config.json", "text_encoder/config.json"),

@@ -1,4 +1,4 @@
-"""The text tower against transformers' CLIPTextModel, the same weights in both."""
+"""The text tower is compared with transformers' CLIPTextModel, with the same weights in both."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ EXACT = {"rtol": 0, "atol": 1e-10}  # measured 1e-15; room for another order of 
 
 
 def without_prefix(state):
-    """Files say "text_model.*"; the library's module itself does or does not, by its version."""
+    """Files say "text_model.*"; whether the library's module does depends on its version."""
     return {key.removeprefix("text_model."): weight for key, weight in state.items() if "position_ids" not in key}
 
 
@@ -87,7 +87,7 @@ def test_full_size_matches_by_count_and_keys():
 @pytest.mark.parametrize("dtype, bound", [(torch.bfloat16, 10 * 2**-9), (torch.float16, 10 * 2**-12)])
 @torch.no_grad()
 def test_half_precision_stays_near_float32(dtype, bound):
-    """Rounded to 2^-9 or 2^-12 relative at each of some 30 operations in a row: a factor of 6 if independent."""
+    """Each of some 30 operations in a row rounds to 2^-9 or 2^-12 relative: a factor of 6 if independent."""
     expected = small_text_encoder()(ids_of(2))
     got = small_text_encoder().to(dtype)(ids_of(2))
     assert got.dtype == dtype

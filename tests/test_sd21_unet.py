@@ -1,4 +1,4 @@
-"""The UNet against diffusers' UNet2DConditionModel, the same weights in both."""
+"""The UNet is compared with diffusers' UNet2DConditionModel, with the same weights in both."""
 
 import copy
 
@@ -53,7 +53,7 @@ def test_matches_diffusers_in_every_configuration(changes):
     assert unet.state_dict().keys() == UNet2DConditionModel.from_config(reference.config).state_dict().keys()
     x, t, context = unet_inputs()
     got, expected = unet(x, t, context), reference(x, t, context).sample
-    assert expected.std() > 0.1  # a lively network, or nothing is compared
+    assert expected.std() > 0.1  # without a lively network nothing would be compared
     torch.testing.assert_close(got, expected, **EXACT)
 
 
@@ -119,7 +119,7 @@ def test_one_context_serves_the_whole_batch(unet):
 
 @torch.no_grad()
 def test_copies_of_a_context_row_are_one_row(unet):
-    """Why an exceptional prompt of 77 equal tokens may be given as a single row."""
+    """This is why an exceptional prompt of 77 equal tokens may be given as a single row."""
     x, t, context = unet_inputs(batch=2, length=1)
     torch.testing.assert_close(unet(x, t, context.expand(-1, 77, -1)), unet(x, t, context), **EXACT)
 
@@ -169,8 +169,8 @@ def test_attention_logits_beyond_float16_do_no_harm():
     with attention_hook(unet, watch):
         unet(x, t, context)
     assert max(largest) > 65504
-    # The softmax is all but a choice of the largest logit here, and where two are near, rounding chooses: no closeness
-    # can be asked of the output, finiteness can.
+    # Here the softmax nearly chooses the largest logit, and if two are near, rounding chooses. So the output cannot be
+    # asked to be close to another, but it must be finite.
     assert unet.half()(x, t, context).isfinite().all()
 
 
@@ -184,7 +184,7 @@ def test_compiles_without_a_graph_break():
 
 
 def test_gradients_reach_every_weight():
-    """The network can be trained, on a CPU through its own convolution too."""
+    """The network can be trained, also on a CPU through its own convolution."""
     unet = randomise(UNet(UNetConfig.from_dict(UNET_JSON)), seed=0)
     unet(*unet_inputs(dtype=torch.float32)).square().mean().backward()
     assert all(weight.grad is not None and weight.grad.any() for weight in unet.parameters())

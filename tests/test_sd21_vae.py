@@ -1,4 +1,4 @@
-"""The VAE against diffusers' AutoencoderKL, the same weights in both."""
+"""The VAE is compared with diffusers' AutoencoderKL, with the same weights in both."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Stored inversions: what comes back is what was put in, or nothing."""
+"""A store of inversions gives back what was put in, or nothing. These tests check that."""
 
 import threading
 import warnings

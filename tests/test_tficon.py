@@ -1,4 +1,5 @@
-"""TF-ICON's pieces against its equations and its public code's numbers, and the whole against what it must hold."""
+"""These tests check TF-ICON's pieces against its equations and its public code's numbers, and the whole method against
+what it must hold."""
 
 import json
 import weakref
@@ -41,7 +42,7 @@ class SmallNetwork(FakeModel):
         self.seen.append((*inputs, out, unet.hook_slot.fn, unet.hook_slot.call))
 
     def decode(self, latent):
-        return super().decode(latent / 40)  # five steps of a random network lead that far
+        return super().decode(latent / 40)  # five steps of a random network lead to such large values
 
 
 class Words:
@@ -57,7 +58,7 @@ class Words:
 
 
 def run_one(model, one, settings=SETTINGS, *, inversions=None, **keywords):
-    """keywords: the method's own."""
+    """keywords: the method's own options."""
     return run(model, one, settings, method=partial(tf_icon, **keywords), inversions=inversions)
 
 
@@ -82,8 +83,8 @@ def reference_rows(streams):
 
 @pytest.mark.parametrize("with_object", [True, False])
 def test_the_injected_attention_against_the_public_codes_numbers(with_object):
-    """Its pseudo cross-attention asks with the object's features (a bug that ours does not have), so here CROSS holds
-    the object; without an object it is the background's injection alone."""
+    """Its pseudo cross-attention takes queries from the object's features (a bug that ours does not have), so here
+    CROSS holds the object. Without an object, only the background is injected."""
     attention = REFERENCE["attention"]
     m_obj, m_user = torch.tensor(attention["m_obj"]).double()[None], box_mask(6, *attention["box"])
     q, k, v = reference_rows(["background", "object", "object", "composite", "composite"])
@@ -120,7 +121,7 @@ def test_index_sets_keep_the_object_inside_the_user_mask_on_odd_grids():
 @pytest.mark.parametrize("one", REFERENCE["windows"], ids=lambda one: f"{one['steps']}-{one['tau_a']}-{one['tau_b']}")
 def test_the_windows_against_the_public_codes(one):
     assert list(window(one["tau_a"], one["steps"])) == one["injected"]
-    # Its code never rectifies x[T], which Eq. 7 made of the background's, nor x[T - 1].
+    # The public code rectifies neither x[T], which Eq. 7 made from the background's, nor x[T - 1].
     assert list(window(one["tau_b"], one["steps"]))[2:] == one["rectified"]
 
 
@@ -139,8 +140,8 @@ def random_rows(streams=5, heads=2, n=36, d=4):
 
 
 def test_a_stream_injected_into_itself_changes_nothing():
-    """Any q and k for the background's part. The object's rows take the pseudo cross-attention's transpose, so there
-    the same holds for symmetric logits, q = k."""
+    """For the background's part it holds for any q and k. The object's rows take the pseudo cross-attention's
+    transpose, so for them it holds for symmetric logits, q = k."""
     nothing, m_obj, m_user = torch.zeros(1, 6, 6), box_mask(6, 2, 4, 2, 5), box_mask(6, 1, 5, 1, 5)
     q, k, v = (x[:1].expand(5, -1, -1, -1) for x in random_rows())
     for where, keys in [(nothing, k), (m_obj, q)]:
@@ -251,7 +252,7 @@ def test_in_the_window_of_tau_b_the_network_sees_the_backgrounds_state_outside_t
 
 
 def test_every_row_of_every_step_by_default(monkeypatch):
-    """The wiring: each row's state, as the network's own outputs lead to it, contexts and masks."""
+    """This is the wiring: each row's state, as the network's own outputs lead to it, its contexts and masks."""
     model, one = SmallNetwork(), sample(128, 128)
     _, m_obj, m_user = latents(model, one)
     # x[T] as inversions might give it: they have tests of their own.

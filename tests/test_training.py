@@ -1,4 +1,5 @@
-"""The training stages, on narrow networks and drawn scans: kill and resume, learning, export."""
+"""The training stages run here on narrow networks and drawn scans. The tests kill and resume them, and check that they
+learn and export."""
 
 import csv
 import json
@@ -159,7 +160,7 @@ def test_training_learns(run):
     assert last["loss"] < 0.7 * first["loss"]
     assert all(last[key] > first[key] + 0.3 for key in ("psnr_mri", "psnr_ultrasound"))
     _, last = log_of(run / "diffusion.csv")
-    assert last["loss"] < 0.8 and last["held_out_loss"] < 0.8  # eps = 0 has 1
+    assert last["loss"] < 0.8 and last["held_out_loss"] < 0.8  # a guess of eps = 0 has 1
 
 
 def test_latents_have_unit_variance_and_variant_0_is_the_scan(run, scans):
@@ -206,7 +207,7 @@ def test_psnr_of_a_known_error():
 @pytest.mark.slow
 def test_the_card_measures_the_exported_checkpoint(run, scans, monkeypatch):
     monkeypatch.setattr(card, "CLASSIFIER_STEPS", 2)
-    monkeypatch.setattr(card, "SWEEPS", 200)  # random weights take more than trained ones
+    monkeypatch.setattr(card, "SWEEPS", 200)  # random weights take more of them than trained ones
     options = ["--data", str(scans), "--out", str(run / "card"), "--model", str(run / "checkpoint")]
     monkeypatch.setattr(sys, "argv", ["card", *options, "--samples", "16", "--inversions", "1", "--pairs", "0"])
     card.main()

@@ -1,4 +1,4 @@
-"""The split, the captions and the tokenizer of the small checkpoint's training."""
+"""These tests check the split, the captions and the tokenizer of the small checkpoint's training."""
 
 from pathlib import Path
 

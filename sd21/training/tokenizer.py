@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 
+from ..files import write_json, write_text
+
 CONTEXT_LENGTH = 77
 START, END, PAD = "<|startoftext|>", "<|endoftext|>", "!"  # as SD 2.1 has them; "!" is id 0
 
@@ -63,9 +65,9 @@ def write_tokenizer(folder: Path, texts: Iterable[str]) -> dict[str, int]:
         "errors": "replace",
     }
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")
+    write_text(folder / "vocab.json", json.dumps(vocab, ensure_ascii=False))
     lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
-    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
-    (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=2) + "\n")
+    write_text(folder / "merges.txt", "\n".join(lines) + "\n")
+    write_json(folder / "tokenizer_config.json", config)
+    write_json(folder / "special_tokens_map.json", special)
     return vocab

@@ -5,6 +5,7 @@ here.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +32,10 @@ class CallRows:
     contexts: Tensor
 
 
+# The context manager that is entered around the call of the network whose rows these are.
+OnCall = Callable[[CallRows], AbstractContextManager[object]]
+
+
 class DataPrediction:
     """x0_fn of a network on a grid, made by `data_prediction`.
 
@@ -46,10 +51,10 @@ class DataPrediction:
         contexts: list[Tensor],
         scale: float,
         max_batch: int | None,
-        on_call: Callable[[CallRows], object] | None,
+        on_call: OnCall | None,
     ) -> None:
         self.network, self.grid, self.prediction_type, self.scale = network, grid, prediction_type, scale
-        self.contexts, self.max_batch, self.on_call = contexts, max_batch, on_call
+        self.contexts, self.max_batch, self.on_call = contexts, max_batch, on_call or nullcontext
         self.rows_per_state = len(contexts)
         self.rows = 0
 
@@ -102,9 +107,8 @@ class DataPrediction:
         for piece in torch.arange(len(x)).split(self.max_batch or len(x)):
             part = slice(int(piece[0]), int(piece[-1]) + 1)
             call = CallRows(rows.i[part], rows.images[part], rows.contexts[part])
-            if self.on_call:
-                self.on_call(call)
-            outputs.append(self.network(x[part], self.grid.t[call.i], context[part]))
+            with self.on_call(call):
+                outputs.append(self.network(x[part], self.grid.t[call.i], context[part]))
             self.rows += len(call.i)
         return torch.cat(outputs)
 
@@ -118,7 +122,7 @@ def data_prediction(
     null_context: Tensor | None = None,
     scale: float = 1.0,
     max_batch: int | None = None,
-    on_call: Callable[[CallRows], object] | None = None,
+    on_call: OnCall | None = None,
 ) -> DataPrediction:
     """x0_fn(x, i) of an eps- or v-predicting network, guided by `scale` (Eq. 6).
 
@@ -129,7 +133,8 @@ def data_prediction(
         condition and null run as one batch, and null_context is required.
     max_batch: the largest number of rows in one call of the network, of which a guided state takes two; None for no
         limit.
-    on_call: called right before every call of the network, with that call's rows.
+    on_call: on_call(rows) returns a context manager, which is entered right before the call of the network that has
+        these rows, and left right after it, also where the network raises.
     ValueError where these do not fit together.
     """
     if prediction_type not in ("epsilon", "v_prediction"):

@@ -1,6 +1,7 @@
 """What `invert` reports, counts, tells the network's calls, and refuses."""
 
 import pickle
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -74,10 +75,12 @@ def test_the_calls_of_the_network_name_every_image():
     spent, contexts = torch.zeros(8, dtype=torch.int64), torch.arange(8, dtype=torch.float64).view(8, 1, 1)
     largest = 0
 
+    @contextmanager
     def on_call(rows):
         nonlocal largest
         spent.index_add_(0, rows.images, torch.ones_like(rows.images))
         largest, network.rows = max(largest, len(rows.i)), rows
+        yield
 
     def network(x, t, context):
         assert torch.equal(context[:, 0, 0].long(), network.rows.images)

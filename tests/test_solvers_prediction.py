@@ -1,5 +1,7 @@
 """From eps and v to x0, guidance (Eq. 6), and the calls of the network: their rows, their size, their count."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from analytic_models import anisotropic_gaussian, at, normal, sd_schedule
@@ -110,6 +112,11 @@ def watched_prediction(calls, **settings):
     """Guided, with a context per image; `calls` collects what on_call was told and what the network then got."""
     contexts = torch.linspace(-1, 1, 3, dtype=torch.float64).view(3, 1, 1).expand(3, 2, 4)
 
+    @contextmanager
+    def on_call(rows):
+        calls.append([rows])
+        yield
+
     def network(x, t, context):
         calls[-1] += (x, t, context)
         return plain_network(x, t, context)
@@ -121,7 +128,7 @@ def watched_prediction(calls, **settings):
         contexts,
         null_context=NULL,
         scale=2.5,
-        on_call=lambda rows: calls.append([rows]),
+        on_call=on_call,
         **settings,
     )
 
@@ -145,6 +152,31 @@ def test_on_call_knows_every_row_of_every_call(max_batch):
             assert torch.equal(context[n], expected)
     everything = torch.cat([torch.stack([rows.i, rows.contexts]) for rows, *_ in calls], dim=1)
     assert sorted(everything.T.tolist()) == sorted([n, context] for n in i.tolist() for context in (0, 1))
+
+
+def test_what_on_call_enters_is_around_one_call_each():
+    open_calls, seen = [], []
+
+    @contextmanager
+    def on_call(rows):
+        open_calls.append(rows.i.tolist())
+        try:
+            yield
+        finally:
+            open_calls.pop()
+
+    def network(x, t, context):
+        seen.append(list(open_calls))
+        if t.min() == GRID.t[1]:
+            raise RuntimeError("the network broke")
+        return x
+
+    x0_fn = data_prediction(network, GRID, "epsilon", TEXT, on_call=on_call, max_batch=2)
+    x0_fn(states(3), torch.tensor([20, 3, 4]))
+    assert seen == [[[20, 3]], [[4]]] and open_calls == []
+    with pytest.raises(RuntimeError, match="the network broke"):
+        x0_fn(states(1), 1)
+    assert seen[-1] == [[1]] and open_calls == []
 
 
 @pytest.mark.parametrize("max_batch", (1, 3, 7, 100))

@@ -9,10 +9,13 @@ from torch import Tensor
 
 from solvers import Grid, NoiseSchedule
 
+# Stable Diffusion's noise: sqrt(beta) is linear over 1000 training times ("scaled_linear").
+SD_BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+
 
 def sd_schedule() -> NoiseSchedule:
-    """Stable Diffusion's schedule: sqrt(beta) linear over 1000 training times."""
-    return NoiseSchedule.from_betas(torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2)
+    """Stable Diffusion's schedule."""
+    return NoiseSchedule.from_betas(SD_BETAS)
 
 
 def normal(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -5,6 +5,7 @@ import functools
 
 import torch
 from analytic_models import mixture, sd_schedule
+from relative_error import relative_by_image
 from torch import Tensor
 
 from solvers import Grid, Solver, denoise, dpm_solver_pp_2m, time_uniform
@@ -22,8 +23,7 @@ def problem(steps: int = 20, lower_order_final: bool = False):
 def round_trip_errors(states: Tensor, grid: Grid, solver: Solver, x0_fn) -> Tensor:
     """(B,) float64: |denoise(x[start]) - x0| / |x0| of inverted states (start + 1, B, ...), from x[start] alone."""
     x0, run = states[0], grid.until(len(states) - 1)
-    back = denoise(states[-1], run, solver(run), x0_fn)
-    return ((back - x0).flatten(1).norm(dim=1) / x0.flatten(1).norm(dim=1)).double()
+    return relative_by_image(denoise(states[-1], run, solver(run), x0_fn), x0)
 
 
 def smooth_latents(count: int, shape: tuple[int, int, int], dtype: torch.dtype) -> Tensor:

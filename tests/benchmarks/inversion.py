@@ -19,6 +19,8 @@ import torch
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
+from analytic_models import sd_schedule  # noqa: E402
+from relative_error import relative_by_image  # noqa: E402
 from round_trips import smooth_latents  # noqa: E402
 
 from solvers import (  # noqa: E402
@@ -46,9 +48,8 @@ def network_and_contexts(model, dtype):
 
         generator = torch.Generator().manual_seed(9)
         contexts = torch.randn(2, 1, 1, 48, dtype=torch.float64, generator=generator).to(dtype)
-        betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
         unet = small_unet().to(dtype).eval()
-        return unet, NoiseSchedule.from_betas(betas), "v_prediction", *contexts, (4, 8, 8)
+        return unet, sd_schedule(), "v_prediction", *contexts, (4, 8, 8)
     import sd21
 
     loaded = sd21.load(model, device="cpu", dtype=torch.float32)
@@ -59,18 +60,15 @@ def network_and_contexts(model, dtype):
     return unet, schedule, loaded.prediction_type, context, null_context, (4, side, side)
 
 
-def worst(x, reference):
-    return ((x - reference).flatten(1).norm(dim=1) / reference.flatten(1).norm(dim=1)).max().item()
-
-
 def belm_rows(x0, grid, x0_fn, start):
     """O-BELM's round trip with its pair, and with x[start] alone."""
     began = time.perf_counter()
     pair = belm_invert(belm_image_pair(x0, grid, x0_fn), grid, x0_fn, start=start)
     seconds = time.perf_counter() - began
-    with_pair = worst(belm_denoise(pair, grid, x0_fn, start=start)[0], x0)
-    alone = worst(belm_denoise(belm_start(pair[1], grid, x0_fn, start=start), grid, x0_fn, start=start)[0], x0)
-    return seconds, (("O-BELM (another sampler), pair kept", with_pair), ("O-BELM, x[start] alone", alone))
+    with_pair, _ = belm_denoise(pair, grid, x0_fn, start=start)
+    alone, _ = belm_denoise(belm_start(pair[1], grid, x0_fn, start=start), grid, x0_fn, start=start)
+    results = {"O-BELM (another sampler), pair kept": with_pair, "O-BELM, x[start] alone": alone}
+    return seconds, {name: relative_by_image(x, x0).max() for name, x in results.items()}
 
 
 def main():
@@ -125,7 +123,7 @@ def print_rows(row, x0, grid, solver, x0_fn, start, max_sweeps):
         print(f"{row} {method} | {inversion.errors.max():.1e} | {converged} | {cost} |", flush=True)
     if not solver.keywords["lower_order_final"]:
         seconds, results = belm_rows(x0, grid, x0_fn, start)
-        for name, error in results:
+        for name, error in results.items():
             cost = f"{start * x0_fn.rows_per_state} | {seconds / naive_seconds:.1f}"
             print(f"{row} {name} | {error:.1e} | | {cost} |", flush=True)
 

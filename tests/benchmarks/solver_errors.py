@@ -17,6 +17,7 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
 from analytic_models import normal  # noqa: E402
 from measured_orders import PROBLEMS, SCHEDULE, measured_order  # noqa: E402
+from relative_error import relative_by_image  # noqa: E402
 
 from solvers import SOLVERS, denoise, discrete, log_snr, time_uniform  # noqa: E402
 
@@ -42,8 +43,7 @@ def main():
             cells = [f"`{name}`" + ", lower_order_final" * lower_order_final]
             for grid in grids:
                 x0 = denoise(x, grid, build(grid), problem.data.x0_fn(grid))
-                error = (x0 - exact[grid.name]).norm(dim=1) / exact[grid.name].norm(dim=1)
-                cells.append(f"{error.mean():.1e}")
+                cells.append(f"{relative_by_image(x0, exact[grid.name]).mean():.1e}")
             cells += [f"{measured_order(problem, build, start=start):.2f}" for start in ("first-order", "exact")]
             print("|", " | ".join(cells), "|", flush=True)
 

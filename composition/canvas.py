@@ -51,18 +51,27 @@ def canvas_of(model: Model, size: tuple[int, int]) -> tuple[int, int]:
     return canvas_size(size, model.image_size, model.vae.config.factor)
 
 
+def canvas_image(model: Model, values: np.ndarray) -> torch.Tensor:
+    """Values (H, W, 3) in [-1, 1] as what the model sees of them, an image (1, 3, h, w) on its device."""
+    return to_canvas(values, canvas_of(model, values.shape[:2]))[None].to(model.device)
+
+
+@torch.no_grad()
+def decoded_values(model: Model, latent: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
+    """A latent (1, C, h, w) decoded, as values (H, W, 3) of a scan of size (height, width)."""
+    return from_canvas(model.decode(latent)[0], size)
+
+
 @torch.no_grad()
 def latents_of(model: Model, scan: Scan) -> torch.Tensor:
     """A scan as latents (1, C, h, w) of its canvas, on the model's device: what the inversions start from."""
-    return model.encode(to_canvas(scan.values(), canvas_of(model, scan.size))[None].to(model.device))
+    return model.encode(canvas_image(model, scan.values()))
 
 
 @torch.no_grad()
 def reproduce(model: Model, values: np.ndarray) -> np.ndarray:
     """An image as the model's autoencoder gives it back: values (H, W, 3) in [-1, 1] on both sides."""
-    size = values.shape[:2]
-    image = to_canvas(values, canvas_of(model, size)).to(model.device)
-    return from_canvas(model.decode(model.encode(image[None]))[0], size)
+    return decoded_values(model, model.encode(canvas_image(model, values)), values.shape[:2])
 
 
 def _area_matrix(source: int, target: int) -> np.ndarray:

@@ -16,8 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import get_args, get_type_hints
 
-DTYPES = ("float32", "bfloat16", "float16", "float64")
-
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 1 for what failed on the way, 2 for a request that cannot be met."""
@@ -30,6 +28,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError, ImportError) as error:  # what our own checks raise: CheckpointError, ScanError, ...
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except FloatingPointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except InversionError as error:
         here = "Options: --tolerance, --start, --lower-order-final; --inversion naive goes on, and records its error"
         print(f"error: {error}. {here}", file=sys.stderr)
@@ -109,6 +110,8 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
+    from sd21.config import PREDICTION_TYPES
+    from sd21.model import DTYPES
     from sd21.sources import DEFAULT
 
     group = parser.add_argument_group("model")
@@ -119,11 +122,15 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--revision", help="commit, tag or branch of a hub id")
     group.add_argument("--variant", help="fp16 for *.fp16.safetensors")
-    group.add_argument("--prediction-type", choices=("epsilon", "v_prediction"), help="a single file does not say it")
+    group.add_argument("--prediction-type", choices=PREDICTION_TYPES, help="a single file does not say it")
     group.add_argument("--tokenizer", help="folder or hub id of the tokenizer; a single file has none")
     group.add_argument("--local-files-only", action="store_true", help="do not ask the hub")
     group.add_argument("--device", help="default: cuda, else mps, else cpu")
-    group.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on cuda, float32 elsewhere")
+    group.add_argument(
+        "--dtype",
+        choices=[str(dtype).removeprefix("torch.") for dtype in DTYPES],
+        help="default: bfloat16 on cuda, float32 elsewhere",
+    )
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:

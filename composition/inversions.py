@@ -18,16 +18,17 @@ import torch
 
 from solvers import Grid, InversionReport, Solver, invert
 
-from .calls import predicting
+from .calls import model_prediction, named
 from .model import Model
 from .prompts import exceptional_context
 from .settings import Settings
 
-# Raised whenever the same key would stand for another trajectory than before.
+# We raise it whenever a change of our code would leave another trajectory under the same key.
 KEY_VERSION = 2
 # Every field of Settings is in one of these two sets, and a test holds that. The key is made of all fields that are not
 # in the second one, so that a field somebody forgets costs an inversion and never reuses a stale one.
-KEYED = frozenset({"inversion", "tolerance"})
+# max_batch changes no equation, and yet the last bits: a batch of another size rounds otherwise.
+KEYED = frozenset({"inversion", "tolerance", "max_batch"})
 NOT_KEYED = frozenset(
     {
         # What these choose is in the key itself, as numbers: the grid up to the last inverted state and the solver's
@@ -35,7 +36,6 @@ NOT_KEYED = frozenset(
         *("steps", "grid", "solver", "lower_order_final", "start", "history", "exceptional_token"),
         # These act after the inversion.
         *("preserve_until", "guidance_scale", "preserve", "feather"),
-        "max_batch",  # bounds memory and changes no equation
     }
 )
 
@@ -64,11 +64,12 @@ def invert_latents(
 
     images: the latents' names, for attention hooks. Raises solvers.InversionError where one misses the tolerance.
     """
-    contexts = {"exceptional": exceptional_context(model, token)}
-    with predicting(model, grid, contexts, stage="inversion", images=images, max_batch=settings.max_batch) as x0_fn:
-        inversion = invert(
-            latents, grid, solver, x0_fn, method=settings.inversion, tol=settings.tolerance, progress=progress
-        )
+    describe = named("inversion", images, ("exceptional",))
+    context = exceptional_context(model, token)
+    x0_fn = model_prediction(model, grid, describe, context, max_batch=settings.max_batch)
+    inversion = invert(
+        latents, grid, solver, x0_fn, method=settings.inversion, tol=settings.tolerance, progress=progress
+    )
     return [Trajectory(inversion.states[:, row].clone(), report) for row, report in enumerate(inversion.reports)]
 
 
@@ -76,7 +77,10 @@ def inversion_key(model: Model, image: torch.Tensor, token: int, settings: Setti
     """A SHA-256 over all that a trajectory depends on.
 
     image: the scan on the canvas, (3, h, w). grid: from the clean end to the last inverted state. The numbers of the
-    grid and of the solver's tables on it, both down and up, stand for the solver, whatever it is called.
+    grid and of the solver's tables on it, both down and up, stand for the solver, whatever it is called. An inversion
+    method stands in it by its name alone, and a network by `model.identity`: whoever changes the code of one of them
+    must give it another name, or take another mapping. The versions of the software, the number of threads and the
+    device's make are not in it; they change the last bits.
     """
     about = {
         "version": KEY_VERSION,
@@ -88,9 +92,10 @@ def inversion_key(model: Model, image: torch.Tensor, token: int, settings: Setti
         "image": [str(image.dtype), *image.shape],
         "settings": {f.name: getattr(settings, f.name) for f in fields(settings) if f.name not in NOT_KEYED},
     }
-    digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode())
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     numbers = [grid.t, grid.alpha, grid.sigma, grid.lam]
-    for table in (solver(grid), solver(grid.reversed())):
+    # A grid that ends at sigma[0] = 0 has no table upwards, and `invert` refuses it with a message of its own.
+    for table in (solver(grid), solver(grid.reversed())) if grid.sigma[0] > 0 else ():
         numbers += [table.a, table.b]
     for tensor in (*numbers, image):
         digest.update(f"{tuple(tensor.shape)}".encode() + tensor.cpu().contiguous().numpy().tobytes())

@@ -31,7 +31,8 @@ class Model(Protocol):
     tokenizer: of the transformers library; `prompts.token_positions` alone asks for it.
     alphas_cumprod: alpha² at the training times, (N,) float64, on the CPU.
     image_size: pixels along each side of the images that the network was trained on.
-    identity: what tells this model's weights from others', as plain JSON.
+    identity: what tells this model from others, as plain JSON: kept inversions are of the model with this identity, so
+        that whoever replaces a part of a model must change it.
     """
 
     unet: Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from PIL import Image
@@ -46,7 +46,7 @@ class Sample:
 
     def __iter__(self) -> Iterator:
         """The fields in their order, as `compose(model, *sample, settings)` takes them."""
-        return iter((self.background, self.obj, self.object_mask, self.user_mask, self.prompt))
+        return (getattr(self, field.name) for field in fields(self))
 
     @property
     def grayscale(self) -> bool:
@@ -139,9 +139,12 @@ def _check_mask(what: str, mask: np.ndarray, scan: Scan) -> None:
     if not isinstance(mask, np.ndarray) or mask.dtype != bool or mask.ndim != 2:
         raise PlacementError(f"the {what} is {_described(mask)}; expected a bool array (H, W), as read_mask returns")
     if mask.shape != scan.size:
-        raise PlacementError(f"the {what} has (height, width) {mask.shape}, but its scan {scan.name} has {scan.size}")
+        raise PlacementError(
+            f"the {what} has (height, width) {mask.shape}, but its scan {scan.name} has {scan.size}; a mask has "
+            "a value for every pixel of its scan"
+        )
     if not mask.any():
-        raise PlacementError(f"the {what} of {scan.name} is empty")
+        raise PlacementError(f"the {what} of {scan.name} is empty; it must be True somewhere")
 
 
 def _described(value: object) -> str:

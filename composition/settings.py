@@ -33,14 +33,16 @@ class Settings:
     steps: int = _setting(20, "T, the steps of the whole grid (paper, section 5.1)")
     solver: str = _setting("dpm_solver_pp_2m", "the step table, by its name in solvers.SOLVERS", tuple(SOLVERS))
     grid: str = _setting("time_uniform", "how the steps are spaced (as TF-ICON)", tuple(GRIDS))
-    lower_order_final: bool = _setting(False, "take the last step to first order (TF-ICON does not)")
+    lower_order_final: bool = _setting(
+        False, "take the last step, and with third-order tables the last two, to lower order (TF-ICON does not)"
+    )
 
     start: int = _setting(6, "T', the state at which Eq. 8 composes, counted from the clean end (paper, section 5.1)")
     # The paper's Fig. 9 says the reverse of Eq. 9, which is followed here.
     preserve_until: int = _setting(
         3,
-        "tau of Eq. 9, which puts the background back on states preserve_until to start: the smaller, the longer it is "
-        "kept; above start, never (paper, section 5.1)",
+        "tau of Eq. 9, which puts the background back on the states from start down to preserve_until; a value above "
+        "start puts it back on none (paper, section 5.1)",
     )
     history: str = _setting(
         "carry",
@@ -56,13 +58,15 @@ class Settings:
         None, "token id of the exceptional prompt; by default 7788, as TF-ICON, or its like in a small vocabulary"
     )
 
-    # At 5 % one sweep does where a scan behaves as analytic data do, and leaves 1 to 2 %; two inversions and their
-    # measured round trips then cost 30 rows of the network. TF-ICON, hence the paper: "naive", nothing measured.
+    # At 5 % one sweep is enough for most scans, and two for most of the others; two inversions and their measured round
+    # trips then cost 30 or 58 rows of the network. TF-ICON, hence the paper: "naive", nothing measured.
     inversion: str = _setting(
         "joint", "how scans are inverted; joint and defect are exact, to within the tolerance", tuple(INVERSIONS)
     )
     tolerance: float = _setting(
-        5e-2, "round-trip error, relative, at which an exact inversion may stop; 1e-3 costs about twice as much"
+        5e-2,
+        "round-trip error, relative, at which an exact inversion may stop; on real scans 1e-3 costs many times as "
+        "much, and some scans never reach it",
     )
 
     preserve: str = _setting(

@@ -49,7 +49,7 @@ class HookSlot:
 
 
 @dataclass
-class Placement:
+class SitePlace:
     """The part of a Site that does not change from call to call, and the slot of the UNet it belongs to."""
 
     name: str
@@ -89,7 +89,7 @@ class Attention(nn.Module):
     def __init__(self, dim: int, context_dim: int, heads: int, *, qkv_bias: bool = False):
         super().__init__()
         self.heads = heads
-        self.placement: Placement | None = None  # only the UNet sets it; no hook reaches other layers
+        self.placement: SitePlace | None = None  # only the UNet sets it; no hook reaches other layers
         self.to_q = nn.Linear(dim, dim, bias=qkv_bias)
         self.to_k = nn.Linear(context_dim, dim, bias=qkv_bias)
         self.to_v = nn.Linear(context_dim, dim, bias=qkv_bias)
@@ -137,21 +137,22 @@ def attention_hook(unet: nn.Module, fn: AttentionFn):
         slot.fn = before
 
 
-@contextmanager
-def describe_calls(unet: nn.Module):
-    """Within the block, hooks find at `site.call` what `describe(call)` was last given; the block yields `describe`.
+def has_hook(unet: nn.Module) -> bool:
+    """Whether a hook is set on this network. A network that takes no hooks has none."""
+    return getattr(unet, "hook_slot", HookSlot()).fn is not None
 
-    The code that calls the network uses it, so that a hook need not count calls to know which one it is in. Leaving the
-    block restores what was there before. With a network that takes no hooks, `describe` does nothing.
+
+@contextmanager
+def describe_call(unet: nn.Module, call: object):
+    """Within the block, hooks find `call` at `site.call`. Leaving the block restores what was there before.
+
+    Whoever calls the network uses it around each call, so that a hook need not count calls to know which one it is in.
+    A network that takes no hooks has nobody to tell, and nothing happens.
     """
     slot = getattr(unet, "hook_slot", None) or HookSlot()
-    before = slot.call
-
-    def describe(call: object) -> None:
-        slot.call = call
-
+    before, slot.call = slot.call, call
     try:
-        yield describe
+        yield
     finally:
         slot.call = before
 

@@ -22,6 +22,9 @@ import torch
 _BOOKKEEPING = frozenset({"_diffusers_version", "_name_or_path", "_commit_hash", "transformers_version"})
 
 
+PREDICTION_TYPES = ("epsilon", "v_prediction")
+
+
 class ConfigError(ValueError):
     """A configuration that is incomplete, contradicts itself, or asks for something that is not implemented."""
 
@@ -286,7 +289,7 @@ class SchedulerConfig(_Published):
     The file names a sampler too; this project's samplers are in `solvers`, so the sampler's options are not read.
     """
 
-    prediction_type: Literal["epsilon", "v_prediction"]
+    prediction_type: Literal["epsilon", "v_prediction"]  # PREDICTION_TYPES
     beta_start: float = 0.00085
     beta_end: float = 0.012
     num_train_timesteps: int = 1000
@@ -315,7 +318,7 @@ class SchedulerConfig(_Published):
         self._require_positive("num_train_timesteps")
         self._require_positive("beta_start", "beta_end", kind=float)
         self._require(self.beta_start <= self.beta_end < 1, "expected beta_start <= beta_end < 1")
-        good = self.prediction_type in ("epsilon", "v_prediction")
+        good = self.prediction_type in PREDICTION_TYPES
         self._require(good, f"prediction_type must be 'epsilon' or 'v_prediction', got {self.prediction_type!r}")
 
     def alphas_cumprod(self) -> torch.Tensor:

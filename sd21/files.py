@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -61,6 +61,16 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: object) -> None:
     """Write a value as indented JSON. Raises ValueError for inf and nan, which JSON does not have."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def json_lines(entries: Iterable[dict]) -> str:
+    """Entries as JSON lines, each ended by a newline."""
+    return "".join(json.dumps(entry) + "\n" for entry in entries)
+
+
+def read_json_lines(path: Path) -> list[dict]:
+    """The entries of a file of JSON lines."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def sha256(path: str | Path) -> str:

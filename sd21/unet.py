@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import HookSlot, Placement
+from .attention import HookSlot, SitePlace
 from .config import UNetConfig
 from .layers import Downsample, ResnetBlock, TimestepEmbedding, Upsample, timestep_embedding
 from .transformer import SpatialTransformer, TransformerBlock
@@ -131,8 +131,8 @@ class UNet(nn.Module):
         blocks = [(path, module) for path, module in self.named_modules() if isinstance(module, TransformerBlock)]
         for layer, (path, block) in enumerate(blocks):
             stage = path.split("_")[0]  # down_blocks, mid_block, up_blocks
-            block.attn1.placement = Placement(f"{path}.attn1", "self", stage, layer, self.hook_slot)
-            block.attn2.placement = Placement(f"{path}.attn2", "cross", stage, layer, self.hook_slot)
+            block.attn1.placement = SitePlace(f"{path}.attn1", "self", stage, layer, self.hook_slot)
+            block.attn2.placement = SitePlace(f"{path}.attn2", "cross", stage, layer, self.hook_slot)
 
     def forward(self, x: Tensor, t: float | Tensor, context: Tensor) -> Tensor:
         t = torch.as_tensor(t, dtype=torch.float32).to(x.device)  # solvers keep times in float64, which mps lacks

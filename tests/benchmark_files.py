@@ -14,7 +14,7 @@ import torch
 from drawn_datasets import draw_br35h, draw_busi
 from fake_model import FakeModel
 
-from composition.benchmark import Request, run_benchmark
+from composition.benchmark import BenchmarkRequest, run_benchmark
 from composition.metrics import Networks
 from composition.settings import Settings
 
@@ -24,7 +24,7 @@ SAMPLES = 2  # of each dataset
 
 
 def draw(folder: Path) -> dict[str, tuple[Path, int]]:
-    """Both datasets under `folder`, as Request.parts."""
+    """Both datasets under `folder`, as BenchmarkRequest.parts."""
     draw_br35h(folder / "br35h", SAMPLES)
     draw_busi(folder / "busi", SAMPLES)
     return drawn(folder)
@@ -39,7 +39,8 @@ def run(
 ):
     """Run the benchmark; returns its failures. The double has no attention to hook, so it cannot run tf-icon."""
     torch.set_num_threads(1)  # the tensors are tiny
-    request = Request(parts, seed=0, methods=methods, ablations=tuple(ablations), shown=shown, reproduce=reproduce)
+    options = {"methods": methods, "ablations": tuple(ablations), "shown": shown, "reproduce": reproduce}
+    request = BenchmarkRequest(parts, seed=0, **options)
     return run_benchmark(request, out, lambda: model or FakeModel(), SETTINGS, networks, quiet=True)
 
 

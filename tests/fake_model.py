@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
+from analytic_models import SD_BETAS
 
 FACTOR = 8
 
@@ -21,9 +22,7 @@ class FakeModel:
     identity = {"source": "fake", "revision": None, "files": {}}  # noqa: RUF012
 
     def __init__(self, image_size: int = 128, spread: float = 0.5, pull: float = 0.02, vocabulary: int = 49408):
-        # SD 2.1's scaled-linear schedule.
-        beta = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
-        self.alphas_cumprod = (1 - beta).cumprod(0)
+        self.alphas_cumprod = (1 - SD_BETAS).cumprod(0)
         self.image_size, self.spread, self.pull = image_size, spread, pull
         self.text_encoder = TextDouble(vocabulary)
         self.rows = 0

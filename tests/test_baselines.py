@@ -62,7 +62,7 @@ def test_all_methods_place_alike_and_count_what_the_network_ran():
         ("published", 1.0, 4 * 20, 2 * 20 + 6),
     ],
 )
-def test_evaluations_by_stage(name, scale, inversion, composition):
+def test_rows_by_stage(name, scale, inversion, composition):
     result = run_one(METHODS[name], FakeModel(), sample(), replace(SETTINGS, guidance_scale=scale))
     assert result.rows == {"inversion": inversion, "composition": composition}
 

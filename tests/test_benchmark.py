@@ -18,7 +18,7 @@ from composition.benchmark import measures
 from composition.benchmark.measures import measure_all
 from composition.benchmark.variants import ABLATIONS, methods
 from composition.methods import METHODS
-from composition.metrics import METRICS, Networks, measure, measure_composites
+from composition.metrics import METRICS, Networks, Reference, measure
 from composition.placement import place
 from composition.runs.manifest import read_manifest
 from composition.runs.ranks import Ranks
@@ -82,7 +82,7 @@ def test_the_tables_figures_from_the_csv(whole):
                 assert f"{summary['mean']:.4g} [{summary['low']:.4g}, {summary['high']:.4g}]" in text
 
 
-def test_network_evaluations_and_shared_inversions(whole):
+def test_rows_and_shared_inversions(whole):
     """Naive inversion to k takes k rows, and k more to measure it; guidance doubles those of the composition."""
     out, model = whole
     entries = read_csv(out)
@@ -149,14 +149,15 @@ def test_composites_are_measured_as_stored(whole):
     row = rows[0]
     sample = row.request.read()
     composite = read_scan(whole[0] / "runs" / "ours" / "images" / f"{row.id}.png")
-    (values,) = measure_composites(sample, [composite], WITHOUT)
+    reference = Reference.of(sample, WITHOUT)
+    values = measure(reference.compare(composite))
     background = sample.background
     outside = ~sample.user_mask
     squared = ((composite.pixels.astype(float) - background.pixels)[outside] ** 2).mean()
     assert values["psnr_bg"] == pytest.approx(10 * math.log10(255**2 / squared), rel=1e-6)  # float32 images
     placed = place(background, sample.obj, sample.object_mask, sample.user_mask).image
     perfect = Scan(background.render(placed, grayscale=True))
-    assert measure_composites(sample, [composite, perfect], WITHOUT)[1]["psnr_fg"] == math.inf
+    assert measure(reference.compare(perfect))["psnr_fg"] == math.inf
 
 
 def test_a_second_run_changes_nothing_and_runs_nothing(parts, whole, again, monkeypatch):
@@ -263,7 +264,8 @@ def test_a_failing_sample_is_counted_and_the_rest_goes_on(parts, tmp_path, monke
 
     monkeypatch.setitem(METHODS, "sdedit", fails_on_one)
     errors = run(parts, out, "copy-paste", "sdedit")
-    assert [(error["variant"], error["error"]) for error in errors] == [("sdedit", "RuntimeError: out of memory")]
+    ((variant, error),) = [(error["variant"], error["error"]) for error in errors]
+    assert variant == "sdedit" and error.startswith("RuntimeError: out of memory (fails_on_one in ")
     assert [json.loads(line) for line in (out / "errors.jsonl").read_text().splitlines()] == errors
     done = {(entry["id"], entry["variant"]) for entry in read_csv(out)}
     assert len(done) == 2 * 2 * SAMPLES - 1 and (errors[0]["id"], "sdedit") not in done

@@ -9,13 +9,14 @@ from drawn_datasets import draw_br35h
 from PIL import Image
 
 from composition import cli
-from composition.benchmark import Request
+from composition.benchmark import BenchmarkRequest
 from composition.benchmark import command as benchmark_command
 from composition.benchmark.grid import ORDER
 from composition.benchmark.measures import IDENTITY
-from composition.datasets import DATASETS, Dataset, DatasetError, Published, read_br35h
+from composition.datasets import DATASETS, Dataset, Published, read_br35h
 from composition.methods import METHODS
 from composition.metrics import METRICS, Metric
+from composition.scans.errors import DatasetError
 
 EVIDENCE = Path(benchmark_command.__file__).parent / "evidence"
 
@@ -72,9 +73,9 @@ def test_a_new_dataset_has_its_options(entries):
     assert benchmark_command.request_of(options).parts == {"test-phantoms": (Path("here"), 7)}
 
 
-def request(**changes) -> Request:
+def request(**changes) -> BenchmarkRequest:
     sound = {"parts": {"busi": (Path("busi"), 1)}, "seed": 0, "methods": ("ours",), "ablations": (), "shown": (0,)}
-    return Request(**sound | changes)
+    return BenchmarkRequest(**sound | changes)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from benchmark_files import SAMPLES, SETTINGS, WITHOUT, draw, read_csv, run, tab
 from PIL import Image
 
 from composition.benchmark.table import bootstrap_interval, heading
-from composition.metrics import Networks, measure_composites, seam
+from composition.metrics import Networks, Reference, measure, seam
 from composition.placement import place, placed_object
 from composition.runs.manifest import read_manifest
 from composition.scans.images import read_scan, values_of
@@ -116,7 +116,7 @@ def test_seams_are_taken_along_their_own_masks(whole):
     rows, _ = read_manifest(whole[0] / "samples" / "manifest.jsonl", SETTINGS)
     sample = rows[0].request.read()
     composite = read_scan(whole[0] / "runs" / "copy-paste" / "images" / f"{rows[0].id}.png")
-    (values,) = measure_composites(sample, [composite], WITHOUT)
+    values = measure(Reference.of(sample, WITHOUT).compare(composite))
     placement = place(sample.background, sample.obj, sample.object_mask, sample.user_mask)
     pixels = (composite.pixels, sample.background.pixels, placed_object(sample, placement))
     images = [torch.from_numpy(values_of(of, sample.background.window)).permute(2, 0, 1)[None] for of in pixels]

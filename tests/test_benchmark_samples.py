@@ -10,7 +10,6 @@ import pytest
 
 from composition.datasets import (
     Dataset,
-    DatasetError,
     Labelled,
     LeftOut,
     build_benchmark,
@@ -22,6 +21,7 @@ from composition.datasets.drawing import draw_pairs, mask_sha256, unsuitable, us
 from composition.datasets.tissue import enclosed, largest_piece, otsu_threshold, tissue_mask
 from composition.placement import Sample, bounding_box
 from composition.runs.manifest import read_manifest
+from composition.scans.errors import DatasetError
 from composition.scans.images import Scan, read_mask, read_scan, write_image
 from composition.settings import Settings
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from composition.datasets import DatasetError, read_br35h, read_busi
+from composition.datasets import read_br35h, read_busi
 from composition.datasets.br35h import FARTHEST, via_mask
+from composition.scans.errors import DatasetError
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"the scans are not at {DATA}")

@@ -2,12 +2,14 @@
 used."""
 
 import hashlib
+import os
+import stat
 
 import pytest
 
 import sd21
 from sd21 import files
-from sd21.files import atomic, remove_partial, sha256, write_json, write_text
+from sd21.files import atomic, json_lines, read_json_lines, remove_partial, sha256, write_json, write_text
 
 
 def names(folder):
@@ -30,6 +32,21 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "a.txt", {"value": float("nan")})
     assert (tmp_path / "a.txt").read_text() == "old" and names(tmp_path) == ["a.txt"]
+
+
+def test_files_can_be_read_by_whom_the_umask_lets(tmp_path):
+    before = os.umask(0o022)
+    try:
+        write_json(tmp_path / "record.json", {})
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "record.json").stat().st_mode) == 0o644
+
+
+def test_json_lines_come_back_as_they_were(tmp_path):
+    entries = [{"id": "a", "text": "two\nlines"}, {"id": "b"}]
+    write_text(tmp_path / "a.jsonl", json_lines(entries))
+    assert (tmp_path / "a.jsonl").read_text().count("\n") == 2 and read_json_lines(tmp_path / "a.jsonl") == entries
 
 
 def write_folder(temporary):

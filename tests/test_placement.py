@@ -4,6 +4,7 @@ the latent grid."""
 import numpy as np
 import pytest
 import torch
+from drawn_samples import box
 
 from composition import PlacementError, Scan
 from composition.canvas import canvas_size, from_canvas, to_canvas, to_latent_mask
@@ -20,12 +21,6 @@ def smooth(height, width):
     """A scan of long waves, which resampling keeps."""
     y, x = np.mgrid[:height, :width]
     return Scan(np.rint(127 + 60 * np.sin(x / 9) + 60 * np.cos(y / 11)).astype(np.uint8))
-
-
-def box(shape, x, y, width, height):
-    mask = np.zeros(shape, dtype=bool)
-    mask[y : y + height, x : x + width] = True
-    return mask
 
 
 def disc(shape, x, y, radius):

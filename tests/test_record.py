@@ -1,9 +1,7 @@
 """These tests check that files are whole or absent, and what a record says of a composition."""
 
-import hashlib
 import json
-import os
-import stat
+import re
 
 import numpy as np
 import pytest
@@ -13,46 +11,6 @@ from fake_model import FakeModel
 from composition import Sample, Scan, Settings, box_mask, compose
 from composition.figures import before_after
 from composition.runs import record
-from sd21.files import TEMPORARY, atomic, remove_partial, sha256, write_json
-
-
-def test_a_file_appears_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "record.json"
-    write_json(path, {"a": 1})
-    with pytest.raises(RuntimeError), atomic(path) as temporary:
-        temporary.write_text("half")
-        assert json.loads(path.read_text()) == {"a": 1} and temporary.suffix == ".json"
-        raise RuntimeError
-    assert json.loads(path.read_text()) == {"a": 1} and list(tmp_path.iterdir()) == [path]
-
-
-def test_files_can_be_read_by_whom_the_umask_lets(tmp_path):
-    before = os.umask(0o022)
-    try:
-        write_json(tmp_path / "record.json", {})
-    finally:
-        os.umask(before)
-    assert stat.S_IMODE((tmp_path / "record.json").stat().st_mode) == 0o644
-
-
-def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path):
-    (tmp_path / "images").mkdir()
-    (tmp_path / "images" / f"{TEMPORARY}0.png").write_bytes(b"half")
-    (tmp_path / "images" / "case.png").write_bytes(b"whole")
-    remove_partial(tmp_path)
-    assert [path.name for path in (tmp_path / "images").iterdir()] == ["case.png"]
-
-
-def test_a_value_that_json_does_not_know_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="JSON"):
-        write_json(tmp_path / "record.json", {"error": float("nan")})
-    assert not list(tmp_path.iterdir())
-
-
-def test_sha256(tmp_path):
-    data = bytes(range(256)) * 10000  # more than one block
-    (tmp_path / "data").write_bytes(data)
-    assert sha256(tmp_path / "data") == hashlib.sha256(data).hexdigest()
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +32,20 @@ def test_a_record_says_what_the_sample_is_not_in_which_order_samples_were_made(c
     assert record.results(first) == record.results(second)
     assert record.results(second)["rows"] == first.rows
     assert "seconds" not in json.dumps(record.results(first))
+
+
+def test_an_error_of_ours_is_told_with_its_place():
+    def fail():
+        raise KeyError("x0")
+
+    texts = []
+    for function in (fail, lambda: box_mask((0, 0, 9, 9), (3, 3))):
+        try:
+            function()
+        except Exception as error:
+            texts.append(record.told(error))
+    assert re.fullmatch(r"KeyError: 'x0' \(fail in .*test_record\.py, line \d+\)", texts[0])
+    assert texts[1].startswith("ScanError: the box") and "line" not in texts[1]
 
 
 def test_provenance_and_environment_are_plain_json():

@@ -14,6 +14,7 @@ import torch
 from conftest import ALL_THREADS
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from original_layout import FULL, modules, original_layout
+from relative_error import relative
 from safetensors.torch import save_file
 from small_models import SCHEDULER_JSON, randomise, write_small_tokenizer
 from transformers import CLIPTextModel
@@ -92,33 +93,33 @@ def reference(kind, published, part):
     return kind.from_pretrained(published / part, variant="fp16", torch_dtype=torch.float32).eval()
 
 
-def relative(got, expected):
+def lively_error(got, expected):
     assert expected.std() > 0.1  # without a lively network nothing would be compared
-    return ((got - expected).norm() / expected.norm()).item()
+    return relative(got, expected)
 
 
 @torch.no_grad()
 def test_unet_matches_diffusers(published, ours):
     x, t, _, _ = inputs()
     expected = reference(UNet2DConditionModel, published, "unet")(x, t, ours["context"]).sample
-    assert relative(ours["unet"], expected) < BOUND
+    assert lively_error(ours["unet"], expected) < BOUND
 
 
 @torch.no_grad()
 def test_vae_matches_diffusers(published, ours):
     vae = reference(AutoencoderKL, published, "vae")
-    assert relative(ours["latent"], vae.encode(inputs()[-1]).latent_dist.mean) < BOUND
-    assert relative(ours["image"], vae.decode(ours["latent"]).sample) < BOUND
+    assert lively_error(ours["latent"], vae.encode(inputs()[-1]).latent_dist.mean) < BOUND
+    assert lively_error(ours["image"], vae.decode(ours["latent"]).sample) < BOUND
 
 
 @torch.no_grad()
 def test_text_encoder_matches_transformers(published, ours):
     expected = reference(CLIPTextModel, published, "text_encoder")(inputs()[2]).last_hidden_state
-    assert relative(ours["context"], expected) < BOUND
+    assert lively_error(ours["context"], expected) < BOUND
 
 
 def test_bfloat16_stays_near_float32(ours):
-    assert 0 < relative(ours["bfloat16"], ours["unet"]) < BFLOAT16_BOUND
+    assert 0 < lively_error(ours["bfloat16"], ours["unet"]) < BFLOAT16_BOUND
 
 
 def test_the_single_file_holds_the_same_weights(published):

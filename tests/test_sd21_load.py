@@ -8,6 +8,7 @@ import shutil
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from relative_error import relative
 from safetensors.torch import load_file, save_file
 from small_models import TEXT_JSON, UNET_JSON, write_small_pipeline
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -49,10 +50,6 @@ def inputs(model, seed=0):
     x = torch.randn(2, 4, 16, 12, generator=generator)
     image = torch.rand(2, 3, 64, 48, generator=generator) * 2 - 1
     return x, torch.tensor([3.0, 981.0]), model.embed(PROMPTS).float(), image
-
-
-def relative(got, expected):
-    return ((got - expected).norm() / expected.norm()).item()
 
 
 def outputs(model):

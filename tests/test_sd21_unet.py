@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from relative_error import relative
 from small_models import UNET_JSON, randomise, small_unet, unet_inputs
 
 from sd21.attention import attention_hook, default_kernel
@@ -135,10 +136,6 @@ def test_streams_in_one_batch_do_not_mix(unet):
 # Bounds: a value is rounded to 2^-9 (bfloat16) or 2^-12 (float16) relative, at each of the ~100 operations in a row of
 # this network; independent roundings add up to a factor of sqrt(100) = 10, in the norm over the whole output.
 HALVES = pytest.mark.parametrize("dtype, bound", [(torch.bfloat16, 10 * 2**-9), (torch.float16, 10 * 2**-12)])
-
-
-def relative(got, expected):
-    return ((got.double() - expected.double()).norm() / expected.double().norm()).item()
 
 
 @HALVES

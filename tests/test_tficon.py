@@ -292,7 +292,7 @@ def test_every_row_of_every_step_by_default(monkeypatch):
         background, obj, composite = (stepped(table, i, state, predictions) for state, predictions in streams)
 
 
-def test_evaluations_by_stage_and_the_hook_taken_off():
+def test_rows_by_stage_and_the_hook_taken_off():
     model, one = SmallNetwork(), sample(128, 128)
     x, t, context = torch.randn(1, 4, 16, 16), torch.tensor([500.0]), torch.randn(1, 77, 48)
     before = model.unet(x, t, context)

@@ -22,4 +22,4 @@ datasets.DATASETS. Nothing in this package has to change for them.
 
 from sd21.lazy import lazily
 
-__getattr__, __dir__, __all__ = lazily(__name__, {"run": ("Request", "run_benchmark")})
+__getattr__, __dir__, __all__ = lazily(__name__, {"run": ("BenchmarkRequest", "run_benchmark")})

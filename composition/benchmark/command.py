@@ -1,7 +1,7 @@
-"""This module holds the options of `python -m composition benchmark`, and makes a Request from them.
+"""This module holds the options of `python -m composition benchmark`, and makes a BenchmarkRequest from them.
 
-Importing it does not import torch: the functions import what needs torch when they are called. `Request` checks the
-names, whoever makes one.
+Importing it does not import torch: the functions import what needs torch when they are called. `BenchmarkRequest`
+checks the names, whoever makes one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..metrics.networks import CLIP_SOURCE, Networks, find_networks
 from ..scans.errors import DatasetError
 
 if TYPE_CHECKING:
-    from .run import Request
+    from .run import BenchmarkRequest
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -84,9 +84,9 @@ def _add_networks(parser: argparse.ArgumentParser) -> None:
     metrics.add_argument("--clip", help=f"folder or hub id (default: {CLIP_SOURCE})")
 
 
-def request_of(options: argparse.Namespace) -> Request:
-    """The Request that the options make. Raises ValueError (DatasetError) for what cannot be asked for."""
-    from .run import Request
+def request_of(options: argparse.Namespace) -> BenchmarkRequest:
+    """The BenchmarkRequest that the options make. Raises ValueError (DatasetError) for what cannot be asked for."""
+    from .run import BenchmarkRequest
     from .variants import ABLATIONS
 
     folders = {name: getattr(options, name) for name in DATASETS}
@@ -96,7 +96,7 @@ def request_of(options: argparse.Namespace) -> Request:
     if not parts:
         raise DatasetError(f"name the folder of a dataset: {' or '.join(f'--{name}' for name in DATASETS)}")
     ablations = () if options.ablations is None else tuple(options.ablations or ABLATIONS)
-    return Request(parts, options.seed, options.methods, ablations, options.shown, options.reproduce)
+    return BenchmarkRequest(parts, options.seed, options.methods, ablations, options.shown, options.reproduce)
 
 
 def networks_of(options: argparse.Namespace) -> Networks:

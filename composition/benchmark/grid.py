@@ -1,8 +1,9 @@
 """This module draws the qualitative grids. Their rows are chosen samples; their columns are the background, the object
-and every line of a comparison."""
+and every line of a lineup."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from ..figures import GAP, TUMOUR_COLOUR, USER_COLOUR, eight_bit, outlined
 from ..runs.manifest import Row
 from ..scans.images import read_scan, values_of
-from .measures import dataset_of
+from .measures import parts_of
 from .variants import Line
 
 CELL, TEXT_HEIGHT = 192, 24  # pixels
@@ -38,7 +39,7 @@ def grid(
     captions = ["background", "object", *(line.label for line in lines)]
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        groups.setdefault(dataset_of(row.id), []).append(row)
+        groups.setdefault(parts_of(row.id)[0], []).append(row)
     width = GAP + len(captions) * (CELL + GAP)
     height = TEXT_HEIGHT + len(groups) * TEXT_HEIGHT + len(rows) * (CELL + GAP)
     figure = Image.new("RGB", (width, height), "white")
@@ -78,11 +79,13 @@ def _cells(
         outlined(shown(sample.obj.pixels, sample.obj.window), sample.object_mask, TUMOUR_COLOUR),
     ]
     for line in lines:
-        variant = line.variant
-        path = runs / variant.name / "images" / f"{row.id}.png"
-        of_scan = variant.method == "copy-paste" or variant.settings.preserve == "pixels"
-        sound = (row.id, variant.name) in done
-        cells.append(shown(read_scan(path).pixels, window, of_scan) if sound else None)
+        if (row.id, line.variant.name) not in done:
+            cells.append(None)
+            continue
+        folder = runs / line.variant.name
+        record = json.loads((folder / "records" / f"{row.id}.json").read_text(encoding="utf-8"))
+        composite = read_scan(folder / record["file_name"])
+        cells.append(shown(composite.pixels, window, of_scan=not record["decoded"]))
     return cells
 
 

@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from sd21.files import sha256, write_json, write_text
+from sd21.files import read_json_lines, sha256, write_json, write_text
 
 from ..metrics import METRICS, Networks, Reference, measurable, measure
 from ..runs.manifest import Row
 from ..runs.ranks import Ranks
-from ..runs.record import read_kept
+from ..runs.record import read_kept, told
 from ..scans.images import read_scan
 from .variants import Variant
 
@@ -28,8 +27,7 @@ IDENTITY = ("id", "dataset", "variant", "rows_inversion", "rows_composition")
 
 def composed(folder: Path) -> dict[str, dict]:
     """The records of a variant's composites, by sample."""
-    lines = (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
-    return {record["id"]: record for record in map(json.loads, lines)}
+    return {record["id"]: record for record in read_json_lines(folder / "metadata.jsonl")}
 
 
 def measure_all(
@@ -53,14 +51,15 @@ def measure_all(
         errors += failed
         for variant in values:
             spent = records[variant][row.id]["rows"]
-            identity = (row.id, dataset_of(row.id), variant, spent["inversion"], spent["composition"])
+            identity = (row.id, parts_of(row.id)[0], variant, spent["inversion"], spent["composition"])
             entries.append(dict(zip(IDENTITY, identity, strict=True)) | values[variant])
     return entries, errors
 
 
-def dataset_of(sample: str) -> str:
-    """The dataset in a sample's id, as datasets/drawing.py gives them: DATASET-NUMBER."""
-    return sample.rsplit("-", 1)[0]
+def parts_of(sample: str) -> tuple[str, int]:
+    """The dataset and the number in a sample's id, as datasets/drawing.py gives them: DATASET-NUMBER."""
+    dataset, number = sample.rsplit("-", 1)
+    return dataset, int(number)
 
 
 def write_csv(path: Path, entries: list[dict]) -> None:
@@ -95,7 +94,7 @@ def _measure_sample(
                 _keep(path, asked, kept)
             values[variant] = {name: kept[name][0] for name in asked_for}
         except Exception as error:  # as in batch: the others go on, whatever is wrong with one
-            errors.append({"variant": variant, "id": row.id, "error": f"{type(error).__name__}: {error}"})
+            errors.append({"variant": variant, "id": row.id, "error": told(error)})
     return values, errors
 
 

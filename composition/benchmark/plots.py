@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import cycle
 from pathlib import Path
 
 from sd21.files import atomic
 
 from .table import LEVEL, heading
-from .variants import Comparison
+from .variants import Lineup
 
 PANELS, PANEL = 3, (4.2, 3.2)  # panels side by side, and the size of one in inches
 
@@ -22,7 +23,7 @@ def check_matplotlib() -> None:
         ) from error
 
 
-def plot(comparison: Comparison, table: dict, path: Path) -> None:
+def plot(lineup: Lineup, table: dict, path: Path) -> None:
     """Write a panel for each metric, with means and intervals over what is varied: one curve per dataset and series."""
     from matplotlib.figure import Figure
 
@@ -33,12 +34,12 @@ def plot(comparison: Comparison, table: dict, path: Path) -> None:
     axes = figure.subplots(height, PANELS, squeeze=False).flatten()
     for axis in axes[len(names) :]:
         axis.remove()
-    ticks = sorted({line.value for line in comparison.lines})
-    series = dict.fromkeys(line.series for line in comparison.lines)
+    ticks = sorted({line.value for line in lineup.lines})
+    series = dict.fromkeys(line.series for line in lineup.lines)
     for axis, name in zip(axes, names, strict=False):
         for number, dataset in enumerate(dict.fromkeys(dataset for dataset, _ in metrics)):
-            for style, one in zip(("-", "--"), series, strict=False):
-                lines = [line for line in comparison.lines if line.series == one]
+            for style, one in zip(cycle(("-", "--", ":", "-.")), series, strict=False):
+                lines = [line for line in lineup.lines if line.series == one]
                 points = [(line.value, metrics[dataset, line.label][name]) for line in lines]
                 points = sorted((value, summary) for value, summary in points if summary["mean"] is not None)
                 if not points:
@@ -57,8 +58,8 @@ def plot(comparison: Comparison, table: dict, path: Path) -> None:
                     capsize=3,
                     label=f"{dataset} {one}".strip(),
                 )
-        axis.set(title=heading(name, table["networks"]), xlabel=comparison.varied, xticks=ticks)
+        axis.set(title=heading(name, table["networks"]), xlabel=lineup.varied, xticks=ticks)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
-    figure.suptitle(f"{comparison.title}, with {LEVEL:.0%} intervals")
+    figure.suptitle(f"{lineup.title}, with {LEVEL:.0%} intervals")
     with atomic(path) as temporary:
         figure.savefig(temporary, metadata={"Software": None})

@@ -4,12 +4,11 @@ modules of the package each do one of these steps, and only this one knows their
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from sd21.files import atomic, remove_partial, write_json, write_text
+from sd21.files import atomic, read_json_lines, remove_partial, write_json, write_text
 
 from ..canvas import reproduce
 from ..datasets import DATASETS, Benchmark, build_benchmark
@@ -18,22 +17,23 @@ from ..metrics import Networks
 from ..runs.batch import run_batch
 from ..runs.manifest import Row, read_manifest
 from ..runs.ranks import Ranks
+from ..runs.record import write_errors
 from ..scans.errors import DatasetError
 from ..settings import Settings
 from . import variants
 from .grid import grid
-from .measures import measure_all, write_csv
+from .measures import measure_all, parts_of, write_csv
 from .plots import check_matplotlib, plot
 from .table import markdown, tabulate
-from .variants import ABLATIONS, Comparison, Variant
+from .variants import ABLATIONS, Lineup, Variant
 
 
 @dataclass(frozen=True)
-class Request:
+class BenchmarkRequest:
     """What is asked for.
 
-    parts: {a name in DATASETS: (its folder, samples)}; seed: the draw's; methods: names in METHODS, in the table's
-    order; ablations: some of variants.ABLATIONS; shown: the samples of the grids, by number within each dataset;
+    parts: {a name in DATASETS: (its folder, samples)}; seed: the seed of the draw; methods: names in METHODS, in the
+    table's order; ablations: some of variants.ABLATIONS; shown: the samples of the grids, by number in each dataset;
     reproduce: whether they show scans, and what is pasted of them, as the model's autoencoder gives them back.
     Raises ValueError (DatasetError) for what cannot be asked for.
     """
@@ -61,7 +61,13 @@ class Request:
 
 
 def run_benchmark(
-    request: Request, out: str | Path, load_model: Callable, settings: Settings, networks: Networks, *, quiet: bool
+    request: BenchmarkRequest,
+    out: str | Path,
+    load_model: Callable,
+    settings: Settings,
+    networks: Networks,
+    *,
+    quiet: bool,
 ) -> list[dict] | None:
     """Do what is not done yet of the benchmark, and write OUT as the package's docstring describes it.
 
@@ -71,12 +77,13 @@ def run_benchmark(
     (DatasetError), OSError or ImportError, before the model is loaded, for what cannot be done.
     """
     out = Path(out)
-    comparisons = [variants.methods(request.methods, settings)]
+    lineups = [variants.methods(request.methods, settings)]
     if request.ablations:
         check_matplotlib()
-        comparisons += [ABLATIONS[name](settings) for name in request.ablations]
-    wanted = list({line.variant.name: line.variant for each in comparisons for line in each.lines}.values())
-    parts = [(DATASETS[name].read(folder), count) for name, (folder, count) in request.parts.items()]
+        lineups += [ABLATIONS[name](settings) for name in request.ablations]
+    wanted = list({line.variant.name: line.variant for each in lineups for line in each.lines}.values())
+    read = {name: replace(DATASETS[name].read(folder), name=name) for name, (folder, _) in request.parts.items()}
+    parts = [(read[name], count) for name, (_, count) in request.parts.items()]
     benchmark = build_benchmark(out / "samples", parts, request.seed)
     rows, damaged = read_manifest(benchmark.manifest, settings)
     if damaged:
@@ -94,15 +101,12 @@ def run_benchmark(
     entries, unmeasured = measured
     errors += unmeasured
     write_csv(out / "samples.csv", entries)
-    if errors:
-        write_text(out / "errors.jsonl", "".join(json.dumps(error) + "\n" for error in errors))
-    else:
-        (out / "errors.jsonl").unlink(missing_ok=True)
+    write_errors(out / "errors.jsonl", errors)
     counts = {dataset.name: count for dataset, count in parts}
     reproduced = functools.partial(reproduce, load_model()) if request.reproduce else None
-    for comparison in comparisons if entries else ():
-        _write_table(comparison, counts, request.seed, benchmark, entries, networks, out)
-        _write_grid(comparison, request.shown, rows, entries, out, reproduced)
+    for lineup in lineups if entries else ():
+        _write_table(lineup, counts, request.seed, benchmark, entries, networks, out)
+        _write_grid(lineup, request.shown, rows, entries, out, reproduced)
     return errors
 
 
@@ -128,13 +132,13 @@ def _compose(
             quiet=quiet,
         )
         if summary is not None and summary.bad:
-            failed = map(json.loads, (folder / "errors.jsonl").read_text(encoding="utf-8").splitlines())
+            failed = read_json_lines(folder / "errors.jsonl")
             errors += [{"variant": variant.name, "id": ids[entry["line"]], "error": entry["error"]} for entry in failed]
     return errors
 
 
 def _write_table(
-    comparison: Comparison,
+    lineup: Lineup,
     counts: dict[str, int],
     seed: int,
     benchmark: Benchmark,
@@ -142,33 +146,33 @@ def _write_table(
     networks: Networks,
     out: Path,
 ) -> None:
-    """Write a comparison's table, as JSON and as Markdown, and its plot if it has one. counts: samples by dataset."""
-    table = tabulate(comparison, counts, entries, networks)
+    """Write a lineup's table, as JSON and as Markdown, and its plot if it has one. counts: samples by dataset."""
+    table = tabulate(lineup, counts, entries, networks)
     table["benchmark"] = {
         "samples": counts,
         "seed": seed,
         "sha256": benchmark.sha256,
         "left_out": {name: rest.counts for name, rest in benchmark.left_out.items()},
     }
-    table["settings"] = {line.variant.name: asdict(line.variant.settings) for line in comparison.lines}
-    write_json(out / f"{comparison.name}.json", table)
-    write_text(out / f"{comparison.name}.md", markdown(table))
-    if comparison.varied is not None:
-        plot(comparison, table, out / f"{comparison.name}.png")
+    table["settings"] = {line.variant.name: asdict(line.variant.settings) for line in lineup.lines}
+    write_json(out / f"{lineup.name}.json", table)
+    write_text(out / f"{lineup.name}.md", markdown(table))
+    if lineup.varied is not None:
+        plot(lineup, table, out / f"{lineup.name}.png")
 
 
 def _write_grid(
-    comparison: Comparison,
+    lineup: Lineup,
     shown: tuple[int, ...],
     rows: list[Row],
     entries: list[dict],
     out: Path,
     reproduced: Callable | None,
 ) -> None:
-    """Write a comparison's grid of the samples with the numbers `shown`, as far as any line has them."""
+    """Write a lineup's grid of the samples with the numbers `shown`, as far as any line has them."""
     done = {(entry["id"], entry["variant"]) for entry in entries}
     known = {sample for sample, _ in done}
-    shown_rows = [row for row in rows if row.id in known and int(row.id.rsplit("-", 1)[1]) in shown]
-    name = "grid" if comparison.varied is None else f"{comparison.name}_grid"
+    shown_rows = [row for row in rows if row.id in known and parts_of(row.id)[1] in shown]
+    name = "grid" if lineup.varied is None else f"{lineup.name}_grid"
     with atomic(out / f"{name}.png") as temporary:
-        grid(shown_rows, comparison.lines, out / "runs", done, reproduced).save(temporary)
+        grid(shown_rows, lineup.lines, out / "runs", done, reproduced).save(temporary)

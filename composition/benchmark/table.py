@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..metrics import METRICS, Networks
-from .variants import OURS, Comparison
+from .variants import OURS, Lineup
 
 LEVEL, RESAMPLES, SEED = 0.95, 10_000, 0
 ALL_INFINITE, NONE_DEFINED = "∞", "–"
@@ -36,8 +36,8 @@ def summarise(values: Sequence[float]) -> dict:
     return {"mean": mean, "low": interval[0], "high": interval[1], **counts}
 
 
-def tabulate(comparison: Comparison, counts: dict[str, int], entries: list[dict], networks: Networks) -> dict:
-    """The table of a comparison: one line per dataset and variant and, if ours is among them, ours minus each other.
+def tabulate(lineup: Lineup, counts: dict[str, int], entries: list[dict], networks: Networks) -> dict:
+    """The table of a lineup: one line per dataset and variant and, if ours is among them, ours minus each other.
 
     counts: each dataset's samples; entries: as measure_all returns them. A sample that failed for one line is missing
     from that line alone.
@@ -45,7 +45,7 @@ def tabulate(comparison: Comparison, counts: dict[str, int], entries: list[dict]
     columns = [name for name in METRICS if any(name in entry for entry in entries)]
     lines = []
     for dataset, samples in counts.items():
-        for line in comparison.lines:
+        for line in lineup.lines:
             variant = line.variant
             found = _entries_of(variant.name, dataset, entries)
             lines.append(
@@ -59,11 +59,11 @@ def tabulate(comparison: Comparison, counts: dict[str, int], entries: list[dict]
                     "metrics": {name: summarise([entry[name] for entry in found]) for name in columns},
                 }
             )
-    reference = next((line for line in comparison.lines if line.variant.name == OURS), None)
-    others = [line for line in comparison.lines if reference and line.variant != reference.variant]
+    reference = next((line for line in lineup.lines if line.variant.name == OURS), None)
+    others = [line for line in lineup.lines if reference and line.variant != reference.variant]
     about = {"level": LEVEL, "resamples": RESAMPLES, "seed": SEED}
     return {
-        "title": comparison.title,
+        "title": lineup.title,
         "networks": networks.names,
         "missing": networks.missing,
         "interval": about,
@@ -98,7 +98,7 @@ def markdown(table: dict) -> str:
         lines = [line for line in table["lines"] if line["dataset"] == dataset]
         columns = list(lines[0]["metrics"])
         heads = ["", *(heading(name, table["networks"]) for name in columns)]
-        text += [f"## {dataset}", "", *_head([*heads, "evaluations", "samples"])]
+        text += [f"## {dataset}", "", *_head([*heads, "rows", "samples"])]
         for line in lines:
             cells = [_cell(line["metrics"][name]) for name in columns]
             rows = line["rows"]["mean"]
@@ -138,7 +138,7 @@ def _notes(table: dict) -> list[str]:
     interval = table["interval"]
     notes = [
         f"Means over samples, with the {interval['level']:.0%} interval of {interval['resamples']} bootstrap resamples "
-        f"(seed {interval['seed']}). Evaluations: rows of the network per sample, inversions at their full price."
+        f"(seed {interval['seed']}). Rows: rows through the network per sample, inversions at their full price."
     ]
     notes += [f"{kind.upper()}: {name}." for kind, name in table["networks"].items()]
     notes += [f"The columns of {kind.upper()} are left out: {reason}" for kind, reason in table["missing"].items()]

@@ -25,7 +25,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Line:
-    """A variant as one line of a comparison. value: what an ablation varies; series: the curve its plot belongs to."""
+    """A variant as one line of a lineup. value: what an ablation varies; series: the curve its plot belongs to."""
 
     label: str
     variant: Variant
@@ -34,7 +34,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Lineup:
     """Lines side by side: one table, one grid and, if `varied` names what the lines' values are, one plot."""
 
     name: str
@@ -43,20 +43,20 @@ class Comparison:
     varied: str | None = None
 
 
-def methods(names: Sequence[str], settings: Settings) -> Comparison:
+def methods(names: Sequence[str], settings: Settings) -> Lineup:
     """Tab. 1 and Fig. 7: methods under the same settings."""
     lines = tuple(Line(name, Variant(name, name, settings)) for name in names)
-    return Comparison("table", "Methods (the paper's Tab. 1)", lines)
+    return Lineup("table", "Methods (the paper's Tab. 1)", lines)
 
 
-def start_ablation(settings: Settings) -> Comparison:
+def start_ablation(settings: Settings) -> Lineup:
     """Tab. 2 and Fig. 8. Raises ValueError if the grid has fewer steps than the greatest T'."""
     _check("start", "steps", settings.steps, max(STARTS), f"runs T' = {', '.join(map(str, STARTS))}")
     lines = tuple(Line(f"T' = {start}", _ours(settings, start=start), start) for start in STARTS)
-    return Comparison("ablation_start", "Selection of T' (the paper's Tab. 2)", lines, varied="T'")
+    return Lineup("ablation_start", "Selection of T' (the paper's Tab. 2)", lines, varied="T'")
 
 
-def tau_ablation(settings: Settings) -> Comparison:
+def tau_ablation(settings: Settings) -> Lineup:
     """Fig. 9, in both of its readings.
 
     The paper contradicts itself. By Eq. 9 the background is put back on the states tau to T', so that tau = 1 keeps it
@@ -71,7 +71,7 @@ def tau_ablation(settings: Settings) -> Comparison:
         for reading, last in readings
         for tau in TAUS
     )
-    return Comparison("ablation_tau", "Selection of tau (the paper's Fig. 9)", lines, varied="tau")
+    return Lineup("ablation_tau", "Selection of tau (the paper's Fig. 9)", lines, varied="tau")
 
 
 def _check(ablation: str, option: str, value: int, least: int, runs: str) -> None:

@@ -4,7 +4,6 @@ DATASETS is the one table of them. A new dataset takes a reader (a function of i
 entry here; the benchmark's options --NAME and --NAME-samples follow from it.
 """
 
-from ..scans.errors import DatasetError
 from .br35h import read_br35h
 from .busi import read_busi
 from .drawing import Benchmark, build_benchmark
@@ -19,7 +18,6 @@ __all__ = [
     "DATASETS",
     "Benchmark",
     "Dataset",
-    "DatasetError",
     "Labelled",
     "LeftOut",
     "Published",

@@ -15,7 +15,6 @@ boxes are computed in integers. If the data differ (a part is missing), the benc
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sd21.files import atomic, sha256, write_json, write_text
+from sd21.files import atomic, json_lines, sha256, write_json, write_text
 
 from ..placement import bounding_box
 from ..scans.errors import DatasetError
@@ -73,7 +72,7 @@ def build_benchmark(folder: str | Path, parts: Sequence[tuple[Dataset, int]], se
     folder = Path(folder)
     drawn = [draw_pairs(dataset, count, seed) for dataset, count in parts]
     pairs = [pair for part, _ in drawn for pair in part]
-    rows, hashes = _lines(map(_row, pairs)), _lines(map(_hashes, pairs))
+    rows, hashes = json_lines(map(_row, pairs)), json_lines(map(_hashes, pairs))
     manifest, contents = folder / "manifest.jsonl", folder / "hashes.jsonl"
     for file, text, differs in ((manifest, rows, "samples"), (contents, hashes, "scans or masks")):
         if file.exists() and file.read_text(encoding="utf-8") != text:
@@ -227,7 +226,3 @@ def _write(pair: Pair, folder: Path) -> None:
             shutil.copyfile(source, temporary)
     write_image(targets["object_mask"], pair.obj.mask)
     write_image(targets["user_mask"], box_mask(pair.user_box, pair.size))
-
-
-def _lines(rows) -> str:
-    return "".join(json.dumps(row) + "\n" for row in rows)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..scans.errors import DatasetError, ScanError
+from ..scans.errors import BlankError, DatasetError, ScanError
 from ..scans.images import read_scan
 
 
@@ -78,7 +78,7 @@ def scan_size(path: Path, left_out: LeftOut) -> tuple[int, int] | None:
     try:
         return read_scan(path).size
     except (ScanError, ImportError) as error:
-        left_out.add("image is blank" if "is blank" in str(error) else "image cannot be read", path.name)
+        left_out.add("image is blank" if isinstance(error, BlankError) else "image cannot be read", path.name)
         return None
 
 

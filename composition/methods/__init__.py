@@ -61,20 +61,21 @@ def compose(
         is then the builder's own affair. grid: builds the grid from a schedule and settings.steps, in place of
         settings.grid.
     inversions: any mapping from `inversion_key` to `Trajectory`. A background or placed object found there is not
-        inverted again, and a new one is put there; a dict keeps them in memory.
-    on_state: called with every (i, x[i], D[i]) of the composition's run, i = start..0, as the network saw them; D[0] is
-        None. keep_trajectories: leave the inverted trajectories in the result.
+        inverted again, and a new one is put there; a dict keeps them in memory. A mapping is not used while an
+        attention hook is set.
+    on_state: called with every (i, x[i], D[i]) of the composition's run, i = start..0, as the network saw them, each
+        (1, C, h, w); D[0] is None. A method without such a run (copy-paste) never calls it.
+    keep_trajectories: leave the inverted trajectories in the result.
     progress: wraps the solvers' loops, e.g. tqdm.
     Before the network runs, raises TypeError for arguments of another type, ValueError (PlacementError for what cannot
     be placed) for values that do not fit; later solvers.InversionError for a scan that missed the tolerance.
     """
-    if settings is None:
-        settings = Settings()
-    if not isinstance(settings, Settings):
-        raise TypeError(f"settings is a {type(settings).__name__}; expected Settings(...), or None for the defaults")
-    run = METHODS.get(method) if isinstance(method, str) else method
-    if not callable(run):
-        raise TypeError(f"method is one of {', '.join(METHODS)}, or a function of a Frame; got {method!r}")
+    settings, run = _settings_or_default(settings), method_of(method)
+    _check_callable("table", table, "a function from a grid to a StepTable; settings.solver takes a name")
+    _check_callable("grid", grid, "a function of a schedule and a number of steps; settings.grid takes a name")
+    _check_callable("on_state", on_state, "a function of i, x[i] and D[i]")
+    if not isinstance(inversions, MutableMapping | None):
+        raise TypeError(f"inversions is {inversions!r}; expected a mapping, such as {{}} or an InversionStore, or None")
     sample = Sample(background, obj, object_mask, user_mask, prompt)
     schedule = NoiseSchedule.from_alphas_cumprod(model.alphas_cumprod)
     frame = Frame(
@@ -82,10 +83,32 @@ def compose(
         sample,
         settings,
         settings.build_grid(schedule) if grid is None else grid(schedule, settings.steps),
-        table or settings.build_table,
+        settings.build_table if table is None else table,
         inversions=inversions,
         on_state=on_state,
         keep_trajectories=keep_trajectories,
         progress=progress,
     )
-    return run(frame)
+    composition = run(frame)
+    if not isinstance(composition, Composition):
+        raise TypeError(f"the method {method!r} returned {composition!r}; a method returns frame.finish(latent)")
+    return composition
+
+
+def method_of(method: str | Method) -> Method:
+    """The method of this name in METHODS, or the function itself. Raises TypeError for anything else."""
+    found = METHODS.get(method) if isinstance(method, str) else method
+    if not callable(found):
+        raise TypeError(f"method is one of {', '.join(METHODS)}, or a function of a Frame; got {method!r}")
+    return found
+
+
+def _settings_or_default(settings: object) -> Settings:
+    if not isinstance(settings, Settings | None):
+        raise TypeError(f"settings is a {type(settings).__name__}; expected Settings(...), or None for the defaults")
+    return Settings() if settings is None else settings
+
+
+def _check_callable(name: str, value: object, expected: str) -> None:
+    if value is not None and not callable(value):
+        raise TypeError(f"{name} is a {type(value).__name__}; expected {expected}")

@@ -20,10 +20,11 @@ def blended_latent_diffusion(frame: Frame, *, skipped: float = SKIPPED, seed: in
     the clean one at the end. The object's pixels play no part: this is what text alone makes of the place.
 
     skipped: share of the steps, in [0, 1).
-    Of the algorithm's two ways to mend what the autoencoder loses outside the mask, settings.preserve = "pixels" is the
-    blend of pixels; the decoder fitted to each image is left out. So is the mask that shrinks over the steps, which is
-    for thin masks. Their code, unlike the algorithm, begins with pure noise even where it skips steps, noises the
-    background to the level of the step before, and never blends the clean one. Their guidance scale is 7.5.
+    The algorithm has two ways to mend what the autoencoder loses outside the mask. The blend of pixels is
+    settings.preserve = "pixels"; we leave out the decoder that is fitted to each image. We also leave out the mask that
+    shrinks over the steps, which is for thin masks. Their code, unlike the algorithm, begins with pure noise even where
+    it skips steps, noises the background to the level of the step before, and never blends the clean one. Their
+    guidance scale is 7.5.
     Raises ValueError for a share out of range.
     """
     if not 0 <= skipped < 1:
@@ -38,6 +39,6 @@ def blended_latent_diffusion(frame: Frame, *, skipped: float = SKIPPED, seed: in
     def edit(i: int, x: torch.Tensor) -> torch.Tensor:
         return blend(x, noisy_background(i) if i > 0 else background, frame.m_user)
 
-    with frame.timed("composition"), frame.predicting_text() as x0_fn:
-        latent = frame.denoise(noisy_background(start), x0_fn, start, edit=edit)
+    with frame.timed("composition"):
+        latent = frame.denoise(noisy_background(start), frame.text_prediction(), start, edit=edit)
     return frame.finish(latent)

@@ -9,18 +9,20 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
-from solvers import DataPrediction, Grid, InversionReport, Solver, StepTable
+from sd21.attention import has_hook
+from solvers import CallRows, DataPrediction, Grid, InversionReport, Solver, StepTable
 from solvers import sample as sampling_run
 
-from .. import blending, prompts
-from ..calls import predicting
-from ..canvas import canvas_of, from_canvas, to_canvas, to_latent_mask
+from .. import prompts
+from ..blending import preserve_pixels
+from ..calls import Call, model_prediction, named
+from ..canvas import canvas_image, decoded_values, to_latent_mask
 from ..figures import before_after
 from ..inversions import Trajectory, inversion_key, invert_latents
 from ..model import Model
@@ -38,6 +40,7 @@ class Composition:
 
     sample: Sample  # what it was made of
     image: np.ndarray  # (H, W) or (H, W, 3), uint8 or uint16, as the background's file
+    decoded: bool  # whether all pixels came through the autoencoder, so that none is a pixel of a scan
     mask: np.ndarray  # bool (H, W): where the tumour is
     placed: np.ndarray  # as image: the placed object with its tissue, before composition
     clipped: float  # share of the placed object mask that lay outside the user mask and was cut
@@ -68,7 +71,8 @@ class Frame:
     """One sample on the canvas, and all that a method may ask for.
 
     grid: the time grid. solver: the function that makes the solver's table on a grid. inversions: a mapping that
-    outlives the frame, or None. on_state: called with every (i, x, D) of the composition. keep_trajectories: whether
+    outlives the frame, or None. It is not used while an attention hook is set, which may change what the network does
+    and has to see every call. on_state: called with every (i, x, D) of the composition. keep_trajectories: whether
     the result holds them.
 
     Made from these: table, the solver's on the whole grid; token, the exceptional prompt's; placement; background and
@@ -104,19 +108,17 @@ class Frame:
     trajectories: dict[str, Trajectory] = field(init=False, default_factory=dict)
 
     def __post_init__(self):
-        model, sample, start = self.model, self.sample, self.settings.start
+        model, sample = self.model, self.sample
+        if has_hook(model.unet):
+            self.inversions = None
         self.token = prompts.exceptional_token(model, self.settings.exceptional_token)
-        if start > self.grid.steps:
-            raise ValueError(f"start is an index of 1..{self.grid.steps} on {self.grid.name}, got {start}")
+        self.grid.check_start(self.settings.start)
         self.table = self.solver(self.grid)
         self.table.check_fits(self.grid)
         self.placement = place(sample.background, sample.obj, sample.object_mask, sample.user_mask)
-        canvas = canvas_of(model, sample.background.size)
-        self.background, self.obj = (
-            to_canvas(values, canvas)[None].to(model.device)
-            for values in (sample.background.values(), self.placement.image)
-        )
-        cells = tuple(side // model.vae.config.factor for side in canvas)
+        self.background = canvas_image(model, sample.background.values())
+        self.obj = canvas_image(model, self.placement.image)
+        cells = tuple(side // model.vae.config.factor for side in self.background.shape[2:])
         self.m_obj, self.m_user = (
             to_latent_mask(mask, cells)[None].to(model.device)
             for mask in (self.placement.object_mask, self.placement.user_mask)
@@ -142,7 +144,8 @@ class Frame:
         images = {"background": self.background, "object": self.obj}
         keys = {name: self._inversion_key(image, settings, grid) for name, image in images.items()}
         known = {} if self.inversions is None else self.inversions
-        found = {key: known[key] for key in dict.fromkeys(keys.values()) if key in known}
+        looked_up = {key: known.get(key) for key in dict.fromkeys(keys.values())}
+        found = {key: trajectory for key, trajectory in looked_up.items() if trajectory is not None}
         missing: dict[str, str] = {}
         for name, key in keys.items():
             self.reused[name] = key in found or key in missing
@@ -168,26 +171,41 @@ class Frame:
             return image.cpu().numpy().tobytes()
         return inversion_key(self.model, image[0], self.token, settings, grid, self.solver)
 
-    def predicting_text(self) -> AbstractContextManager[DataPrediction]:
+    def text_prediction(self) -> DataPrediction:
         """x0_fn under the sample's prompt, guided by settings.guidance_scale against the null prompt (Eq. 6)."""
         prompt = self.sample.prompt
-        contexts = {
-            "exceptional" if prompt is None else "text": prompts.text_context(self.model, prompt, self.token),
-            "null": prompts.null_context(self.model),
-        }
-        return self.predicting(contexts, ("composite",), scale=self.settings.guidance_scale)
+        return self.prediction(
+            named("composition", ("composite",), ("exceptional" if prompt is None else "text", "null")),
+            prompts.text_context(self.model, prompt, self.token),
+            null_context=prompts.null_context(self.model),
+            scale=self.settings.guidance_scale,
+            max_batch=self.settings.max_batch,
+        )
 
-    def predicting_exceptional(self, images: Sequence[str]) -> AbstractContextManager[DataPrediction]:
+    def exceptional_prediction(self, images: Sequence[str]) -> DataPrediction:
         """x0_fn of these images under the exceptional prompt, without guidance, while composing."""
-        return self.predicting({"exceptional": prompts.exceptional_context(self.model, self.token)}, images)
+        describe = named("composition", images, ("exceptional",))
+        context = prompts.exceptional_context(self.model, self.token)
+        return self.prediction(describe, context, max_batch=self.settings.max_batch)
 
-    @contextmanager
-    def predicting(self, contexts, images: Sequence[str], **options) -> Iterator[DataPrediction]:
-        """`calls.predicting` for the composition's stage, whose rows are counted."""
-        options = {"max_batch": self.settings.max_batch} | options
-        with predicting(self.model, self.grid, contexts, stage="composition", images=images, **options) as x0_fn:
-            yield x0_fn
-        self.rows["composition"] += x0_fn.rows
+    def prediction(
+        self,
+        describe: Callable[[CallRows], Call],
+        context: torch.Tensor,
+        *,
+        null_context: torch.Tensor | None = None,
+        scale: float = 1.0,
+        max_batch: int | None = None,
+    ) -> DataPrediction:
+        """`calls.model_prediction` on the frame's grid, whose rows count as the composition's."""
+
+        def counted(rows: CallRows) -> Call:
+            self.rows["composition"] += len(rows.i)
+            return describe(rows)
+
+        return model_prediction(
+            self.model, self.grid, counted, context, null_context=null_context, scale=scale, max_batch=max_batch
+        )
 
     def denoise(
         self,
@@ -213,18 +231,19 @@ class Frame:
     def finish(self, latent: torch.Tensor) -> Composition:
         """Decode a latent (1, C, h / 8, w / 8) and bring it to the background's size, channels and bit depth."""
         with self.timed("decode"):
-            decoded = self.model.decode(latent)[0].float().cpu()
-        background = self.sample.background
-        image = background.render(from_canvas(decoded, background.size), grayscale=self.sample.grayscale)
-        if self.settings.preserve == "pixels":
-            image = blending.preserve_pixels(background, image, self.placement.user_mask, self.settings.feather)
-        return self.composition(image)
+            values = decoded_values(self.model, latent, self.sample.background.size)
+        background, keeps_pixels = self.sample.background, self.settings.preserve == "pixels"
+        image = background.render(values, grayscale=self.sample.grayscale)
+        if keeps_pixels:
+            image = preserve_pixels(background, image, self.placement.user_mask, self.settings.feather)
+        return self.composition(image, decoded=not keeps_pixels)
 
-    def composition(self, image: np.ndarray) -> Composition:
-        """The result whose pixels are `image`; all else is the frame's."""
+    def composition(self, image: np.ndarray, *, decoded: bool = False) -> Composition:
+        """The result whose pixels are `image`; all else is the frame's. decoded: as Composition has it."""
         return Composition(
             sample=self.sample,
             image=image,
+            decoded=decoded,
             mask=self.placement.object_mask,
             placed=placed_object(self.sample, self.placement),
             clipped=self.placement.clipped,

@@ -1,4 +1,4 @@
-"""This module holds our method: two exact inversions, Eq. 8 and Eq. 9. It differs from the published one, see there.
+"""This module holds our method: two exact inversions, Eq. 8 and Eq. 9. `published` says where the paper's differs.
 
 1. Background and placed object are inverted under the exceptional prompt, up to `start`.
 2. Eq. 8 composes their states at i = start.
@@ -46,5 +46,4 @@ def denoise_composite(
     start, until = frame.settings.start, frame.settings.preserve_until
     x = compose_states(x_obj[start], x_bg[start], frame.m_obj)
     edit = preserve_background(x_bg, frame.m_user, until, start)
-    with frame.predicting_text() as x0_fn:
-        return frame.denoise(x, x0_fn, start, history=history, edit=edit)
+    return frame.denoise(x, frame.text_prediction(), start, history=history, edit=edit)

@@ -20,11 +20,12 @@ def published(frame: Frame) -> Composition:
     denoised again; Eq. 8 composes their states at T', Eq. 9 preserves the background of that second trajectory, and the
     composite's first step, without history, is first-order.
 
-    Where ours differs: it inverts exactly, to T' and no further than the carried history takes, reads every state from
-    the stored trajectory, and carries the history, so `settings.inversion` and `history` are not used here.
-    Rows are those that are run; half of the inversion's are the round trip that measures it. TF-ICON's code takes none
-    of these, and two rows for every other one of inverting and denoising again: it guides between the exceptional
-    prompt and itself, which Eq. 6 turns into no guidance whatever the scale.
+    Our method differs in three ways. It inverts exactly, and only to T' and what the carried history takes; it reads
+    every state from the stored trajectory; and it carries the history. So this method does not use
+    `settings.inversion` and `settings.history`.
+    Half of the inversion's rows are the round trip that measures it. TF-ICON's code does not run these. It runs two
+    rows for every other one of inverting and denoising again, because it guides between the exceptional prompt and
+    itself, which Eq. 6 turns into no guidance whatever the scale is.
     """
     x_bg, x_obj = invert_to_the_end(frame)
     with frame.timed("composition"):
@@ -41,6 +42,6 @@ def invert_to_the_end(frame: Frame) -> tuple[torch.Tensor, torch.Tensor]:
 def denoise_again(frame: Frame, x: torch.Tensor) -> torch.Tensor:
     """The states x[0..T] of the runs from x[T] of background and object (2, C, h, w), under the exceptional prompt:
     (T + 1, 2, C, h, w)."""
-    with frame.predicting_exceptional(("background", "object")) as x0_fn:
-        states = [x for _, x, _ in sample(x, frame.grid, frame.table, x0_fn, progress=frame.progress)]
+    x0_fn = frame.exceptional_prediction(("background", "object"))
+    states = [x for _, x, _ in sample(x, frame.grid, frame.table, x0_fn, progress=frame.progress)]
     return torch.stack(states[::-1])

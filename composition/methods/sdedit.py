@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ..canvas import to_canvas
+from ..canvas import canvas_image
 from .frame import Composition, Frame
 from .noise import draw, generator, noised
 
@@ -28,14 +28,13 @@ def sdedit(frame: Frame, *, strength: float = STRENGTH, seed: int = 0) -> Compos
     if start < 1:
         raise ValueError(f"strength {strength} of {steps} steps rounds to none: give more than {0.5 / steps:g}")
     pasted = frame.encode(pasted_image(frame))
-    with frame.timed("composition"), frame.predicting_text() as x0_fn:
+    with frame.timed("composition"):
         x = noised(pasted, draw(generator(seed), pasted), frame.grid, start)
-        latent = frame.denoise(x, x0_fn, start)
+        latent = frame.denoise(x, frame.text_prediction(), start)
     return frame.finish(latent)
 
 
 def pasted_image(frame: Frame) -> torch.Tensor:
     """The pasted image on the canvas, as the background is: (1, 3, h, w) in [-1, 1]."""
     inside = frame.placement.object_mask[..., None]
-    values = np.where(inside, frame.placement.image, frame.sample.background.values())
-    return to_canvas(values, frame.background.shape[2:])[None].to(frame.background.device)
+    return canvas_image(frame.model, np.where(inside, frame.placement.image, frame.sample.background.values()))

@@ -68,7 +68,9 @@ def tf_icon(frame: Frame, *, tau_a: float = TAU_A, tau_b: float = TAU_B, seed: i
 
     tau_a, tau_b: the share of the run, counted from T, in which attention is injected and states are rectified, in
         [0, 1]; 0 for not at all. seed: of Eq. 7's noise. Of the settings, start, preserve_until, history and inversion
-        are the method's alone and not used here. The five rows of a step stay in one call whatever max_batch is.
+        belong to ours and are not used here. The five rows of a step stay in one call whatever max_batch is.
+    While it injects, its own attention hook stands in the place of any other, which then sees nothing of these steps.
+    `on_state` sees the three streams, (3, C, h, w), and 0 as the data prediction of one that has ended.
     Raises ValueError for a threshold out of range.
     """
     for name, tau in (("tau_a", tau_a), ("tau_b", tau_b)):
@@ -141,13 +143,12 @@ class Streams:
         streams = [*exceptional, *[COMPOSITE] * len(self.text)]
         contexts = ["exceptional"] * len(exceptional) + list(self.text)
         context = torch.cat([self.exceptional] * len(exceptional) + list(self.text.values()))
-        images = [NAMES[stream] for stream in streams]
+        images = tuple(NAMES[stream] for stream in streams)
 
-        def call_of(rows: CallRows) -> Call:  # every row has a context of its own
-            return Call("composition", tuple(rows.i.tolist()), tuple(images), tuple(contexts))
+        def describe(rows: CallRows) -> Call:  # every row has a context of its own
+            return Call("composition", tuple(rows.i.tolist()), images, tuple(contexts))
 
-        with self.frame.predicting({"rows": context}, images, call_of=call_of, max_batch=None) as x0_fn:
-            rows = list(x0_fn(x[streams], i))
+        rows = list(self.frame.prediction(describe, context)(x[streams], i))
         if self.scale == 1:
             return rows
         *rows, text, null = rows

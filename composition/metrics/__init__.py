@@ -24,7 +24,7 @@ __getattr__, __dir__, __all__ = lazily(
     {
         "clip": ("CLIP",),
         "comparison": ("Comparison", "Reference"),
-        "composites": ("measurable", "measure", "measure_composites"),
+        "composites": ("measurable", "measure"),
         "fidelity": ("psnr", "seam", "ssim"),
         "lpips": ("LPIPS", "published_lpips", "shift_tolerant_lpips"),
         "networks": ("Networks", "find_networks"),

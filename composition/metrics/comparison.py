@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from ..placement import Sample, place, placed_object
+from ..placement import Sample, bounding_box, place, placed_object
 from ..scans.images import Scan, values_of
 from .networks import Networks
 from .resize import square
@@ -73,9 +73,8 @@ class Reference:
     @cached_property
     def box(self) -> tuple[slice, slice]:
         """The rows and columns of the user mask's bounding box, the edited region."""
-        lines = (self.user_mask[0, 0].any(dim=axis).nonzero().flatten().tolist() for axis in (1, 0))
-        rows, columns = (slice(line[0], line[-1] + 1) for line in lines)
-        return rows, columns
+        x0, y0, x1, y1 = bounding_box(self.user_mask[0, 0].numpy())
+        return slice(y0, y1), slice(x0, x1)
 
     @cached_property
     def edited(self) -> torch.Tensor:

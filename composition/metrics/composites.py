@@ -7,9 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..placement import Sample
-from ..scans.images import Scan
-from .comparison import Comparison, Reference
+from .comparison import Comparison
 from .networks import Networks
 from .table import METRICS
 
@@ -33,11 +31,3 @@ def measure(comparison: Comparison, names: Sequence[str] | None = None) -> dict[
     if lacking := [name for name in names if name not in possible]:
         raise ValueError(f"{', '.join(lacking)}: the network that measures it is not given; see find_networks")
     return {name: float(METRICS[name].function(comparison)) for name in names}
-
-
-def measure_composites(
-    sample: Sample, composites: Sequence[Scan], networks: Networks, names: Sequence[str] | None = None
-) -> list[dict[str, float]]:
-    """`measure` of each of the composites of one sample, given as the pixels that were stored."""
-    reference = Reference.of(sample, networks)
-    return [measure(reference.compare(composite), names) for composite in composites]

@@ -7,7 +7,7 @@ that a command line can name them at no cost.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,8 +32,11 @@ class Networks:
     @property
     def names(self) -> dict[str, str]:
         """The name of each network that is here, which tells its figures from others'; print it wherever they are."""
-        networks = {"lpips": self.lpips, "clip": self.clip}
+        networks = {kind: getattr(self, kind) for kind in KINDS}
         return {kind: network.name for kind, network in networks.items() if network is not None}
+
+
+KINDS = tuple(one.name for one in fields(Networks) if one.name != "missing")
 
 
 def find_networks(

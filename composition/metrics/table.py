@@ -13,6 +13,7 @@ import torch
 
 from .comparison import Comparison
 from .fidelity import psnr, seam, ssim
+from .networks import KINDS
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,10 @@ class Metric:
     more_is_better: bool
     function: Callable[[Comparison], torch.Tensor | float]
     network: str | None = None
+
+    def __post_init__(self):
+        if self.network not in (None, *KINDS):
+            raise ValueError(f"{self.heading}: {self.network!r} is no network of Networks: {', '.join(KINDS)}")
 
     def title(self, networks: dict[str, str]) -> str:
         """The heading of the column. networks: Networks.names; a network not among them is called by its kind."""

@@ -1,9 +1,9 @@
 """This module measures the small checkpoint for its card: `python -m composition.mini.card --data DATA --out CARD`.
 
-Writes CARD/figures.json, one picture of samples for each prompt, and compositions beside copy-paste. Everything is
-measured on the held-out split: how well the autoencoder reconstructs; whether a classifier trained on real scans tells
-the samples apart as it does real scans; seams and fidelity of the compositions; and the error of inverting scans and
-denoising them again under the three prompts. The same command goes on after a kill with what it has not measured yet.
+It writes CARD/figures.json, one picture of samples for each prompt, and compositions beside copy-paste. It measures
+everything on the held-out split: how well the autoencoder reconstructs; whether a classifier trained on real scans
+tells the samples apart as it does real scans; seams and fidelity of the compositions; and the error of inverting scans
+and denoising them again under the three prompts. The same command goes on after a kill with what it has not measured.
 """
 
 import argparse

@@ -6,12 +6,11 @@ Each picture follows from its prompt and seed. Tumours were outlined by hand, as
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import sd21
-from sd21.files import write_text
+from sd21.files import json_lines, write_text
 from sd21.training.data import CAPTIONS, IMAGE_SIZE, to_pixels
 
 from ..datasets.br35h import via_mask
@@ -58,7 +57,7 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     model = sd21.load(arguments.model)
     rows = [write_example(model, example, arguments.out) for example in EXAMPLES]
-    write_text(arguments.out / "manifest.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    write_text(arguments.out / "manifest.jsonl", json_lines(rows))
 
 
 if __name__ == "__main__":

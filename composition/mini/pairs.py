@@ -1,6 +1,6 @@
 """This module shows compositions of held-out scans beside copy-paste, for the small checkpoint's model card.
 
-Which pairs: the first of the benchmark (datasets/drawing.py, seed 0) drawn from held-out scans alone, by index and
+The pairs are the first of the benchmark (datasets/drawing.py, seed 0), drawn from held-out scans alone, by index and
 not by looks. Copy-paste is shown as the autoencoder reproduces it: the two pictures then differ by the method and not
 by the autoencoder, and no scan is copied into the card.
 """
@@ -20,8 +20,7 @@ from ..canvas import reproduce
 from ..datasets import Dataset, build_benchmark, read_br35h, read_busi
 from ..figures import GAP, TUMOUR_COLOUR, eight_bit, outlined
 from ..methods import Composition, compose
-from ..metrics.composites import measure_composites
-from ..metrics.networks import Networks
+from ..metrics import Networks, Reference, measure
 from ..model import Model
 from ..placement import Sample
 from ..runs.manifest import read_manifest
@@ -70,7 +69,7 @@ def compare_with_paste(model: Model, pairs: dict[str, Sample], path: Path) -> di
     medians = {}
     for name, composed in results.items():
         of = [
-            measure_composites(sample, [Scan(composition.image)], Networks(None, None, {}))[0]
+            measure(Reference.of(sample, Networks()).compare(Scan(composition.image)))
             for sample, composition in zip(samples, composed, strict=True)
         ]
         medians[name] = {column: float(np.nanmedian([values[column] for values in of])) for column in of[0]}

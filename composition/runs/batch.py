@@ -22,9 +22,9 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from sd21.files import remove_partial, write_json, write_text
+from sd21.files import json_lines, remove_partial, write_json, write_text
 
-from ..methods import compose
+from ..methods import compose, method_of
 from ..model import Model
 from ..scans.images import write_image
 from ..settings import Settings
@@ -66,8 +66,10 @@ def run_batch(
     method: a name of methods.METHODS.
     cache: a folder for the inversions, shared by ranks and by runs; without it each rank keeps its last ones in memory.
         Rows are taken by background, so that those that share one come together.
-    Returns the summary on rank 0, None on others. Raises OSError for a manifest or folder that cannot be used.
+    Returns the summary on rank 0, None on others. Raises TypeError for a method that does not exist, OSError for a
+    manifest or folder that cannot be used.
     """
+    method_of(method)  # for its error
     ranks, out = Ranks(f"batch {out}"), Path(out)
     store = ranks.store
     rows, errors = read_manifest(manifest, settings)
@@ -116,7 +118,7 @@ def _attempt(row: Row, out: Path, model: Model, method: str, inversions: Inversi
         write_image(out / asked["mask_file_name"], composition.mask)
         write_json(path, {**asked, **record.results(composition), **record.environment(model)})
     except Exception as error:  # whatever is wrong with one row, the others go on
-        return f"{type(error).__name__}: {error}"
+        return record.told(error)
     store.add("written", 1)
     for name, report in composition.inversion.items():  # of methods that invert
         if composition.reused[name]:
@@ -133,9 +135,5 @@ def _is_done(out: Path, path: Path, asked: dict) -> bool:
 
 def _write_tables(out: Path, good: list[Row], errors: dict[int, str]) -> None:
     records = (json.loads((out / "records" / f"{row.id}.json").read_text(encoding="utf-8")) for row in good)
-    write_text(out / "metadata.jsonl", "".join(json.dumps(entry) + "\n" for entry in records))
-    if errors:
-        lines = ({"line": line, "error": errors[line]} for line in sorted(errors))
-        write_text(out / "errors.jsonl", "".join(json.dumps(entry) + "\n" for entry in lines))
-    else:
-        (out / "errors.jsonl").unlink(missing_ok=True)
+    write_text(out / "metadata.jsonl", json_lines(records))
+    record.write_errors(out / "errors.jsonl", [{"line": line, "error": errors[line]} for line in sorted(errors)])

@@ -18,7 +18,7 @@ FOREVER = timedelta(days=365)  # where a rank dies torchrun ends the others, so 
 
 
 class Ranks:
-    """Those who work on one thing. name: the thing's, the same on all ranks and another for everything they do.
+    """The processes that work on one task together. name: of the task; all ranks give the same, and every task has one.
 
     store: a key-value store with atomic counters that all ranks share. rank: of this process. count: of all.
     """
@@ -32,20 +32,20 @@ class Ranks:
         self.store = dist.PrefixStore(f"{os.environ['TORCHELASTIC_RESTART_COUNT']} {name}", store)
 
     def begin(self) -> None:
-        """Others wait here until rank 0, which has prepared what they need, comes."""
+        """Rank 0 comes here when it has prepared what the others need; they wait for it."""
         if self.rank == 0:
             self.store.set("ready", "")
         self.store.wait(["ready"])
 
     def share(self, items: Sequence[Item], *, title: str, quiet: bool) -> Iterator[Item]:
-        """Of the same items on all ranks, those that this one is to do: each takes the next as it gets free."""
+        """The items that this rank is to do. All ranks pass the same items, and each takes the next when it is free."""
         with tqdm(total=len(items), desc=title, disable=quiet or self.rank > 0) as bar:
             while (number := self.store.add("taken", 1) - 1) < len(items):
                 yield items[number]
                 bar.update(self.store.add("finished", 1) - bar.n)
 
     def finish(self) -> None:
-        """Rank 0 waits here until the others have come; they go on."""
+        """Rank 0 waits here until the others have come. The others go on at once."""
         self.store.set(f"left {self.rank}", "")
         if self.rank == 0:
             self.store.wait([f"left {other}" for other in range(self.count)])

@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import json
 import platform
+import traceback
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 
 import torch
+
+from sd21.files import json_lines, write_text
+from solvers import InversionError
 
 from ..methods import Composition
 from ..model import Model
@@ -35,6 +40,7 @@ def results(composition: Composition) -> dict:
     reports = {name: asdict(report) for name, report in composition.inversion.items()}
     return {
         "canvas": list(composition.canvas),
+        "decoded": composition.decoded,
         "solver": composition.solver,
         "exceptional_token": composition.exceptional_token,
         "clipped": composition.clipped,
@@ -62,6 +68,23 @@ def versions() -> dict[str, str | None]:
         except metadata.PackageNotFoundError:
             found[package] = None
     return found
+
+
+def write_errors(path: Path, errors: Sequence[dict]) -> None:
+    """Write what failed as JSON lines. Where nothing failed there is no such file, an earlier run's neither."""
+    if errors:
+        write_text(path, json_lines(errors))
+    else:
+        path.unlink(missing_ok=True)
+
+
+def told(error: Exception) -> str:
+    """What went wrong, in a line. An error that none of our own checks raises is our fault: its place is told too."""
+    text = f"{type(error).__name__}: {error}"
+    if isinstance(error, ValueError | OSError | ImportError | FloatingPointError | InversionError):
+        return text
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{text} ({frame.name} in {frame.filename}, line {frame.lineno})"
 
 
 def read_kept(path: Path, asked: dict) -> dict | None:

@@ -14,6 +14,10 @@ class ScanError(ValueError):
     """A file that cannot be used as a scan or as a mask; the message names it."""
 
 
+class BlankError(ScanError):
+    """A scan that shows nothing: all of its pixels have one value, or it has none."""
+
+
 class PlacementError(ValueError):
     """An object that cannot be placed where it was asked to be."""
 

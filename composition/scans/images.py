@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from sd21.files import atomic
 
 from .dicom import is_dicom, read_dicom
-from .errors import ScanError, damage_named
+from .errors import BlankError, ScanError, damage_named
 from .nifti import is_nifti, read_nifti
 from .slices import slice_number, split_slice
 
@@ -50,7 +50,7 @@ class Scan:
         if p.dtype not in (np.uint8, np.uint16) or p.ndim not in (2, 3) or (p.ndim == 3 and p.shape[2] != 3):
             raise ScanError(f"{self.name}: expected uint8 or uint16 (H, W) or (H, W, 3), got {p.dtype} {p.shape}")
         if p.size == 0 or p.min() == p.max():
-            raise ScanError(f"{self.name} is blank (one value, or no pixel at all): there is nothing to compose")
+            raise BlankError(f"{self.name} is blank (one value, or no pixel at all): there is nothing to compose")
 
     @property
     def size(self) -> tuple[int, int]:

@@ -1,0 +1,36 @@
+"""These tests check what Settings take, what they make of it, and what they refuse."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from composition import Settings
+from solvers import GRIDS, INVERSIONS, SOLVERS
+
+
+def test_numpys_numbers_are_kept_as_pythons():
+    numpys = Settings(steps=np.int64(20), guidance_scale=np.float32(2.5), lower_order_final=np.bool_(True))
+    assert numpys == Settings(lower_order_final=True)
+    assert type(numpys.steps) is int and type(numpys.guidance_scale) is float and numpys.lower_order_final is True
+
+
+def test_what_has_a_table_may_be_any_entry_of_it():
+    choices = {field.name: field.metadata["choices"] for field in dataclasses.fields(Settings)}
+    for name, table in (("solver", SOLVERS), ("grid", GRIDS), ("inversion", INVERSIONS)):
+        assert choices[name] == tuple(table)
+        for entry in table:
+            assert getattr(Settings(**{name: entry}), name) == entry
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("steps", 0), ("start", 0), ("start", 21), ("start", 6.0), ("start", None), ("preserve_until", -1),
+     ("feather", -1), ("max_batch", 0), ("grid", "karras"), ("solver", "euler"), ("inversion", "exact"),
+     ("history", "keep"), ("preserve", "all"), ("tolerance", 0), ("tolerance", float("nan")), ("tolerance", None),
+     ("tolerance", float("inf")), ("guidance_scale", float("inf")), ("guidance_scale", "2.5"), ("steps", True),
+     ("exceptional_token", -1), ("lower_order_final", 1)],
+)  # fmt: skip
+def test_settings_refuse_what_they_cannot_mean(name, value):
+    with pytest.raises(ValueError, match=name):
+        Settings(**{name: value})

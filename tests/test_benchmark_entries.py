@@ -11,7 +11,7 @@ from PIL import Image
 from composition import cli
 from composition.benchmark import BenchmarkRequest
 from composition.benchmark import command as benchmark_command
-from composition.benchmark.grid import ORDER
+from composition.benchmark.grid import CELL, ORDER, TEXT_HEIGHT, _left
 from composition.benchmark.measures import IDENTITY
 from composition.datasets import DATASETS, Dataset, Published, read_br35h
 from composition.methods import METHODS
@@ -61,6 +61,21 @@ def test_a_new_method_stands_behind_the_paper_s_in_the_grid(tmp_path, entries, m
     assert run({"busi": parts["busi"]}, tmp_path / "out", "paste-again", "sdedit", "copy-paste", shown=(0,)) == []
     assert captions[:5] == ["background", "object", "copy-paste", "sdedit", "paste-again"]
     assert set(METHODS) - set(ORDER) == {"paste-again"}
+
+
+def test_scans_that_may_not_be_published_are_not_shown_by_a_new_method_either(tmp_path, entries):
+    parts = draw(tmp_path)
+    methods = ("copy-paste", "sdedit", "paste-again")
+    assert run({"busi": parts["busi"]}, tmp_path / "out", *methods, shown=(0,), reproduce=True) == []
+    picture = Image.open(tmp_path / "out" / "grid.png")
+
+    def cell(column):
+        return picture.crop((_left(column), 2 * TEXT_HEIGHT, _left(column) + CELL, 2 * TEXT_HEIGHT + CELL)).tobytes()
+
+    assert cell(2) == cell(4) != cell(3)  # copy-paste and its twin, both through the autoencoder
+    assert run({"busi": parts["busi"]}, tmp_path / "out", *methods, shown=(0,)) == []
+    reproduced, picture = cell(2), Image.open(tmp_path / "out" / "grid.png")
+    assert cell(2) == cell(4) != reproduced
 
 
 def test_a_new_dataset_has_its_options(entries):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import operator
 from dataclasses import dataclass, field, fields
-from typing import get_type_hints
+from typing import get_args, get_type_hints
 
 import numpy as np
 
@@ -113,12 +113,13 @@ def _read(name: str, value: object, kind: type, choices: tuple[str, ...]) -> obj
         return bool(value)
     if choices or kind is bool:
         raise ValueError(f"{name} is one of {', '.join(map(str, choices or (False, True)))}; got {value!r}")
+    fractional = float in (kind, *get_args(kind))
     try:
         if isinstance(value, bool | np.bool_ | str):
             raise TypeError
-        return float(value) if kind is float else operator.index(value)
+        return float(value) if fractional else operator.index(value)
     except TypeError:
-        expected = "a number" if kind is float else "a whole number"
+        expected = "a number" if fractional else "a whole number"
         raise ValueError(f"{name} is {expected}, got {value!r}, a {type(value).__name__}") from None
 
 

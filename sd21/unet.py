@@ -1,5 +1,5 @@
 """The denoising UNet of Stable Diffusion 2.1 is assembled here, from the layers it shares with the VAE and from its
-transformers.
+transformers. Both have modules of their own, so that this one shows the network's shape and nothing else.
 
 Attribute names are the keys of the published `unet/diffusion_pytorch_model.safetensors`.
 """

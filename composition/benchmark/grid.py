@@ -1,5 +1,5 @@
 """This module draws the qualitative grids. Their rows are chosen samples; their columns are the background, the object
-and every line of a lineup."""
+and every line of a lineup. It alone knows how a composite is shown, and which pixels may not be."""
 
 from __future__ import annotations
 

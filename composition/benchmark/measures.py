@@ -1,5 +1,5 @@
 """This module measures the composites on disk, keeps their metrics beside them, and writes all metrics together as one
-CSV.
+CSV. It stands between the composites and the tables, and is the only module that knows how measures are kept.
 
 It keeps each value by itself, with the network it came from. So a run with a further metric, or with another network,
 measures what is lacking and leaves the rest.

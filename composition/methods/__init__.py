@@ -1,6 +1,7 @@
 """This package holds the method and its baselines, each a function of a Frame, and `compose`, which drives any of them.
 
 METHODS is the one table of methods, in the order of the paper's Tab. 1: a new one is a file here and an entry there.
+Each has its own file, so that its equations, constants and departures from its authors' code stand in one place.
 What is a method's own (strength, thresholds, seed) is a keyword argument whose default is a named constant with its
 source; functools.partial sets it: `compose(..., method=partial(sdedit, strength=0.3))`.
 """

@@ -1,6 +1,7 @@
 """Blended latent diffusion draws what the text says inside the user mask, and does not look at the object.
 
-Avrahami et al., ACM Trans. Graph. 42(4), 2023, arXiv:2206.02779.
+Avrahami et al., ACM Trans. Graph. 42(4), 2023, arXiv:2206.02779. It stands in the tables to show what the prompt alone
+makes of the place.
 """
 
 from __future__ import annotations

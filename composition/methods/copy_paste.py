@@ -1,4 +1,7 @@
-"""Copy-paste puts the object's pixels, scaled and moved, inside its mask on the background. No network takes part."""
+"""Copy-paste puts the object's pixels, scaled and moved, inside its mask on the background. No network takes part.
+
+It stands in the tables to show what all other methods have to mend: the edge.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 """This module holds our method: two exact inversions, Eq. 8 and Eq. 9. `published` says where the paper's differs.
 
+The method is three steps, and everything around them is the Frame's:
+
 1. Background and placed object are inverted under the exceptional prompt, up to `start`.
 2. Eq. 8 composes their states at i = start.
 3. The composite is denoised to 0 under the text prompt, and Eq. 9 preserves the background on the way.

@@ -1,4 +1,7 @@
-"""SDEdit noises the pasted image part of the way and denoises it (Meng et al., ICLR 2022, arXiv:2108.01073)."""
+"""SDEdit noises the pasted image part of the way and denoises it (Meng et al., ICLR 2022, arXiv:2108.01073).
+
+It stands in the tables to show what one gets without any inversion.
+"""
 
 from __future__ import annotations
 

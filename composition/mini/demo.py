@@ -1,4 +1,7 @@
-"""This module finds the example that ships with the package, and says what to do where it is missing."""
+"""This module finds the example that ships with the package, and says what to do where it is missing.
+
+The command line asks it, and no other module knows where the example lies.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """This module draws the demo's scans by the small checkpoint: `python -m composition.mini.draw_examples --out FOLDER`.
 
-Each picture follows from its prompt and seed. Tumours were outlined by hand, as ellipses.
+Each picture follows from its prompt and seed. We outlined the tumours by hand, as ellipses. The drawing is a command of
+its own, because it runs once for each checkpoint and the demo runs without it.
 """
 
 from __future__ import annotations

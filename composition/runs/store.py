@@ -28,7 +28,8 @@ class InversionStore(MutableMapping[str, Trajectory]):
 
     One safetensors file per trajectory, which carries its report, its key and a SHA-256 of the states. A file that is
     damaged, or is not what its name says, is warned of and counts as absent, so that it is made again. Any number of
-    processes may share a folder: files appear whole, and whoever makes one twice makes the same.
+    processes may share a folder: files appear whole, and whoever makes one twice makes the same. In one process one
+    thread may use a store.
     """
 
     def __init__(self, folder: str | Path | None = None, keep: int = 64):

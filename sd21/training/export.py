@@ -1,5 +1,5 @@
 """This module holds the stage "export", which writes the averaged weights in the diffusers folder layout, as float16
-safetensors."""
+safetensors. It stands apart because it needs no data and no device, only what the other stages have left."""
 
 import json
 import shutil

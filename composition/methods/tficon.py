@@ -2,11 +2,11 @@
 
 It stands in the tables to show what the paper changed. Background and object are inverted to T by the naive inversion
 under the exceptional prompt; Eq. 7 composes their noise, with fresh noise in the XOR region. Then four streams are
-denoised, at every step in one batch: the background and the object, under the exceptional prompt; the pseudo cross-
-attention, which is the background's state whose self-attention sees the object's tokens alone; and the composite, under
-the text prompt with guidance. In the first part of the run, tau_a, the self-attention of the first three is injected
-into the composite's (tficon_attention.py); in a longer part, tau_b, the composite is rectified: outside M_user it
-becomes the background stream's state, as in Eq. 9. A stream is denoised for as long as another one needs it.
+denoised, at every step in one batch: the background and the object, under the exceptional prompt; the pseudo
+cross-attention, which is the background's state whose self-attention sees the object's tokens alone; and the composite,
+under the text prompt with guidance. In the first part of the run, tau_a, the self-attention of the first three is
+injected into the composite's (tficon_attention.py); in a longer part, tau_b, the composite is rectified: outside M_user
+it becomes the background stream's state, as in Eq. 9. A stream is denoised for as long as another one needs it.
 
 What differs from the authors' public code (github.com/Shilin-LU/TF-ICON), and why:
 

@@ -1,8 +1,9 @@
-"""The mathematics of diffusion sampling and inversion: schedule, grids, solvers as tables, guidance.
+"""This package holds the mathematics of diffusion sampling and inversion: the noise schedule, time grids, solvers as
+tables of numbers, and guidance. It stands apart because it needs no network of ours: it imports torch and numpy alone.
 
-Imports torch and numpy alone. Index i runs on a grid from the clean end, 0, to the noise end, grid.steps, T in the
-paper. A solver is a function from a grid to a table of numbers. `sample` and `denoise` run a table; `invert` takes the
-solver, since it makes tables for two grids. Schedules, grids and tables are float64; states are float32 or float64.
+Index i runs on a grid from the clean end, 0, to the noise end, grid.steps, which is T in the paper. A solver is a
+function from a grid to a table of numbers. `sample` and `denoise` run a table; `invert` takes the solver, since it
+makes tables for two grids. Schedules, grids and tables are float64; states are float32 or float64.
 """
 
 from .belm import belm_denoise, belm_image_pair, belm_invert, belm_start

@@ -1,7 +1,8 @@
-"""Anderson mixing for a batch of independent fixed-point problems: the iteration under every iterative inversion.
+"""Anderson mixing solves a batch of independent fixed-point problems, and every iterative inversion is built on it. The
+module stands apart because it knows nothing of diffusion.
 
-It knows nothing of diffusion: an equation, a tolerance and, where a small residual is not yet what the caller wants, a
-way to measure that.
+It takes an equation and a tolerance. A small residual does not always mean a small error; where it does not, the caller
+also passes a function that measures the error.
 """
 
 from collections.abc import Callable, Iterable
@@ -14,10 +15,10 @@ from torch import Tensor
 Evaluation = tuple[Tensor, Tensor]
 Equation = Callable[[Tensor, Tensor], Evaluation]
 
-# Earlier iterates that are mixed in. 5, 10 and 20 measured alike, to within two sweeps in ten.
+# The number of earlier iterates that are mixed in. 5, 10 and 20 measured alike, to within two sweeps in ten.
 DEPTH = 10
-# A residual this many times the best means that the mixture has left the region its secants describe: start again from
-# the best, with half the step.
+# A residual this many times the best means that the mixture has left the region that its secants describe. The mixing
+# then starts again from the best iterate, with half the step.
 GROWTH = 3.0
 # An image that has not brought its residual to STALL times what it was, PATIENCE iterations ago, will not do so with
 # more of the same.
@@ -57,13 +58,13 @@ class AndersonMixing:
 
 @dataclass
 class Search:
-    """One image's way to a solution: what it has to reach, and what has happened so far.
+    """One image's search for a solution: what the image has to reach, and what has happened so far.
 
     tol: bound on the residual, or on the error where there is a measure of it.
-    measure: measure(x) -> error of an x whose residual is small: what the caller wants below tol, and would not pay for
-        at every iteration.
-    residuals: one per evaluation. error: the last one measured, nan before. best, best_step: the iterate of the
-        smallest residual and the plain step from it.
+    measure: measure(x) -> the error that the caller wants below tol. It is too dear for every iteration, so it is
+        called only where the residual of x is small.
+    residuals: one per evaluation. error: the last one measured, nan before the first. best, best_step: the iterate of
+        the smallest residual and the plain step from it.
     """
 
     tol: float
@@ -78,10 +79,10 @@ class Search:
         self.bound = self.tol if self.measure is None else WORTH_MEASURING * self.tol
 
     def judge(self, x: Tensor, residual: float) -> None:
-        """Mark the search as solved where x, whose residual this is, meets the tolerance.
+        """Mark the search as solved if x, which has this residual, meets the tolerance.
 
-        An error is measured where the residual is within `bound`. Where it is still too large, the bound shrinks by as
-        much as the error was too large.
+        The error is measured once the residual is within `bound`. If the error is still too large, the bound shrinks by
+        the factor by which it was too large.
         """
         if residual > self.bound:
             return
@@ -94,10 +95,10 @@ class Search:
             self.bound = residual * self.tol / self.error
 
     def advance(self, x: Tensor, g: Tensor, residual: float) -> Tensor:
-        """The next iterate after x, whose step and residual these are.
+        """The iterate that follows x, given the plain step g and the residual of x.
 
-        Where the residual alone decides and meets the tolerance, that is x itself. Where an error is measured, it is
-        the error of the iterate after x, which is closer by a step that is already paid for.
+        It is x itself where the residual alone decides and meets the tolerance. Where an error is measured, the iterate
+        that follows x is measured: it is closer to the solution, and its step has already been paid for.
         """
         self.residuals.append(residual)
         lowest = min(self.residuals)

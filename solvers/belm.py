@@ -1,4 +1,5 @@
-"""O-BELM, a sampler that algebra inverts. It is not a step table, and is here to compare the inversions with.
+"""O-BELM is a sampler that algebra inverts, and this module holds it so that the inversions can be compared with it. It
+stands apart because O-BELM is not a step table.
 
 Wang et al., "BELM: Bidirectional Explicit Linear Multi-step Samplers for Exact Inversion in Diffusion Models",
 arXiv:2410.07273 (NeurIPS 2024). With y = x / alpha and s = sigma / alpha the probability-flow ODE is dy/ds = eps. The
@@ -6,9 +7,9 @@ two-step rule that is exact for every y quadratic in s, the leapfrog of an uneve
 
     y[i-1] = (p/q)² y[i+1] + (1 - (p/q)²) y[i] + p (1 - p/q) eps(x[i]),      p = s[i-1] - s[i],  q = s[i+1] - s[i].
 
-It is solved for y[i+1] as easily as for y[i-1], so a *pair* of neighbouring states goes up and down exactly, at one
-evaluation a step. Rounding grows on the way up by the product of the (q/p)². One state alone does not determine a run:
-its partner has to be guessed, and is lost when only one of the two is kept.
+The rule is solved for y[i+1] as easily as for y[i-1], so a *pair* of neighbouring states goes up and down exactly, at
+one evaluation a step. Rounding grows on the way up by the product of the (q/p)². One state alone does not determine a
+run: when only one of the two is kept, the other has to be guessed.
 """
 
 import torch
@@ -24,7 +25,7 @@ Pair = tuple[Tensor, Tensor]  # (x[i], x[i+1]), each (B, ...)
 
 @torch.no_grad()
 def belm_start(x: Tensor, grid: Grid, x0_fn: X0Fn, *, start: int | None = None) -> Pair:
-    """The pair (x[start-1], x[start]) from x[start] alone, by one DDIM step; one evaluation."""
+    """The pair (x[start-1], x[start]) from x[start] alone, by one DDIM step, which takes one evaluation."""
     start = _check(x, grid, start)
     a, (b,) = ddim(grid).row(start)
     return a * x + b * predict(x0_fn, x, start), x
@@ -45,7 +46,7 @@ def belm_denoise(pair: Pair, grid: Grid, x0_fn: X0Fn, *, start: int | None = Non
 
 @torch.no_grad()
 def belm_invert(pair: Pair, grid: Grid, x0_fn: X0Fn, *, start: int | None = None) -> Pair:
-    """(x[0], x[1]) -> (x[start-1], x[start]), in start - 1 evaluations: `belm_denoise` undone, up to rounding."""
+    """(x[0], x[1]) -> (x[start-1], x[start]), in start - 1 evaluations. Undoes `belm_denoise` up to rounding."""
     lower, upper = pair
     start = _check_pair(pair, grid, start)
     for i in range(1, start):
@@ -58,7 +59,7 @@ def belm_invert(pair: Pair, grid: Grid, x0_fn: X0Fn, *, start: int | None = None
 
 @torch.no_grad()
 def belm_image_pair(x0: Tensor, grid: Grid, x0_fn: X0Fn) -> Pair:
-    """A pair (x[0], x[1]) for an image that no run has made: x[1] by one DDIM step upwards; one evaluation, at t[0]."""
+    """A pair (x[0], x[1]) for an image that no run has made. One DDIM step upwards, evaluated at t[0], gives x[1]."""
     if grid.sigma[0] == 0:
         raise ValueError(f"{grid.name} ends at sigma[0] = 0, from where no step leads up; take a grid that does not")
     a, (b,) = ddim(grid).row(1)

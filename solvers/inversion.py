@@ -1,13 +1,12 @@
-"""Inversion: the states of the sampling run that ends in a given x0.
+"""Inversion finds the states of the sampling run that ends in a given x0. This module holds its entry point, `invert`,
+and the methods that are a few lines long. It stands apart from `sampling`, which runs a table and solves nothing.
 
-Which trajectory *leads to* x0 when a table runs down from x[start] is one question, and the one `invert` answers. Where
-a solver *arrives* when it runs upwards from x0 is another, and the usual answer to it ("naive") is no inverse: undoing
-the step i -> i-1 takes D(x[i]), D(x[i+1]), ..., and on the way up none of these states is known. Solving every step for
-itself, with the older data predictions held at an estimate ("frozen"), is no inverse either, however tightly it is
-solved.
+`invert` asks which trajectory *leads to* x0 when a table runs down from x[start]. The usual method ("naive") asks where
+the solver *arrives* when it runs upwards from x0, and that is no inverse: undoing the step i -> i-1 takes D(x[i]),
+D(x[i+1]), ..., and none of these states is known on the way up. Another method ("frozen") solves every step by itself
+and holds the older data predictions at an estimate. It is no inverse either, however tightly it solves each step.
 
-What counts is measured the same way for every method: the round trip, x[start] -> denoise -> x0, through the sampler as
-it is. This module holds the front door and the methods that are a few lines; `joint` has its own.
+Every method is measured in the same way, by the round trip x[start] -> denoise -> x0 through the unmodified sampler.
 """
 
 from collections.abc import Sequence
@@ -22,9 +21,9 @@ from .joint import solve_joint
 from .prediction import X0Fn
 from .run import CountedPrediction, Run, Solution, Solve, relative
 from .sampling import Progress, check_run
-from .tables import Solver, StepTable
+from .tables import Solver, StepTable, add_weighted
 
-# A float32 network leaves some ten roundings of its own in a round trip; float64 is asked for less than it can give.
+# A float32 network leaves about ten roundings of its own in a round trip. In float64 we ask for less than it can give.
 DEFAULT_TOL = {torch.float32: 2e-6, torch.float64: 1e-11}
 
 
@@ -33,14 +32,14 @@ class InversionReport:
     """What the inversion of one image did.
 
     method, tolerance: what was asked for.
-    rows: rows through the network, each and every one: both of a guided evaluation, and `start` evaluations for every
-        measured round trip.
+    rows: all rows through the network. A guided evaluation counts two, and a measured round trip counts its `start`
+        evaluations.
     sweeps: iterations of the solve.
     error: the round-trip error |denoise(x[start]) - x0| / |x0|, measured from x[start] alone, for every method.
     converged: error <= tolerance.
-    residuals: what the solve drove to zero, a number per iteration: of "joint" the largest |R[i]| / |x[i-1]| of the
-        trajectory's equations (those of Newton-GMRES' probes, once it takes over, included), of "defect" the round-trip
-        error, of "frozen" the residuals of its steps one after the other. "naive" solves nothing.
+    residuals: one number per iteration, of what the solve drives to zero. For "joint" it is the largest |R[i]| /
+        |x[i-1]| of the trajectory's equations, the probes of Newton-GMRES included; for "defect" it is the round-trip
+        error; for "frozen" they are the residuals of its steps one after the other. "naive" solves nothing.
     """
 
     method: str
@@ -54,7 +53,9 @@ class InversionReport:
 
 @dataclass(frozen=True)
 class Inversion:
-    """states: (start + 1, B, ...), x[0] = x0 up to x[start], in x0's dtype. reports: one per image.
+    """What `invert` returns.
+
+    states: (start + 1, B, ...), from x[0] = x0 to x[start], in x0's dtype. reports: one per image.
 
     errors (float64), rows (int64), converged (bool): (B,), the reports' entries as tensors.
     """
@@ -110,24 +111,27 @@ def invert(
 ) -> Inversion:
     """The states x[0..start] of the solver's run from x[start], without history, that ends in x0.
 
-    That run is run = grid.until(start); sample(x[start], run, solver(run), x0_fn).
+    That run is sample(x[start], run, solver(run), x0_fn), where run = grid.until(start).
 
     x0: (B, ...), float32 or float64; states and solve keep its dtype.
-    solver: the function from a grid to a table, such as dpm_solver_pp_2m, and not a table: the run has its own, and the
-        way up, which every method begins with, has one on the reversed grid.
-    x0_fn: is asked for up to B * start states at different i in one call. Its `for_images`, where it has one
-        (`DataPrediction`), is told the image of every row; otherwise a context behind it must be one row.
+    solver: the function from a grid to a table, such as dpm_solver_pp_2m, and not a table. `invert` makes one table for
+        the run, and one on the reversed grid for the way up, with which every method begins.
+    x0_fn: gets up to B * start states at different i in one call. Two attributes of it are used where it has them, as a
+        `DataPrediction` does: for_images(images) returns the x0_fn whose row n belongs to image images[n], and
+        rows_per_state is the number of rows that a state costs in the reports (1 without it). A function of your own
+        around a DataPrediction has to pass both on. Without for_images a context must be one row, or states meet the
+        contexts of other images; without rows_per_state guided states count as one row.
     start: 1..grid.steps, the noise end by default.
-    method: a name in INVERSIONS: "joint" and "defect", which are exact where they converge, "naive" and "frozen", which
-        are no inverses. `solve_joint` and its like say what they do.
+    method: a name in INVERSIONS. "joint" and "defect" are exact where they converge; "naive" and "frozen" are no
+        inverses. `solve_joint`, `solve_defect`, `solve_naive` and `solve_frozen` say what each does.
     tol: bound on every image's round-trip error |denoise(x[start]) - x0| / |x0|. By default 2e-6 in float32 and 1e-11
         in float64; a network that runs in half precision leaves 1e-4 to 1e-3 and needs a tol to match.
     max_sweeps: iterations an image may take.
     on_failure: what to do when an exact method misses tol: "raise" an InversionError with the reports, or "return" the
-        best that was found. The two that are no inverses promise nothing that could be missed, and always return.
+        best that was found. "naive" and "frozen" promise no tolerance and always return.
     progress: wraps the loop's iterations, e.g. tqdm.
-    Raises, before the network runs, TypeError for a table in the solver's place and ValueError for arguments that do
-    not fit together and for a grid that ends at sigma[0] = 0; FloatingPointError when a data prediction is not finite.
+    Before the network runs, TypeError for a table in the solver's place, and ValueError for arguments that do not fit
+    together and for a grid that ends at sigma[0] = 0. FloatingPointError when a data prediction is not finite.
     """
     run = _run_to(x0, grid, grid.steps if start is None else start, solver, x0_fn)
     if method not in INVERSIONS:
@@ -151,16 +155,16 @@ def invert(
 
 
 def solve_naive(run: Run, tol: float, max_sweeps: int, progress: Progress = None) -> Solution:
-    """Not an inverse: the solver run upwards, on the reversed grid, as TF-ICON does. There is nothing to solve."""
+    """Run the solver upwards, on the reversed grid, as TF-ICON does. This is not an inverse, and it solves nothing."""
     x, _ = run.up(run.x0, run.images, progress)
     return Solution(x, run.error(x[:, -1], run.images), [[] for _ in x])
 
 
 def solve_frozen(run: Run, tol: float, max_sweeps: int, progress: Progress = None) -> Solution:
-    """Not an inverse: every step's implicit equation solved by itself.
+    """Solve every step's implicit equation by itself. This is not an inverse.
 
-    The older data predictions are held at the naive run's. The idea is that of Hong et al., "On Exact Inversion of
-    DPM-Solvers", arXiv:2311.18387.
+    The older data predictions are held at those of the naive run. The idea is that of Hong et al., "On Exact Inversion
+    of DPM-Solvers", arXiv:2311.18387.
     """
     naive, data = run.naive()  # data[:, i] is D[i + 1]
     x, states, residuals = run.x0, [], [[] for _ in run.x0]
@@ -175,11 +179,8 @@ def solve_frozen(run: Run, tol: float, max_sweeps: int, progress: Progress = Non
 def _frozen_equation(run: Run, i: int, below: Tensor, older: Tensor) -> Equation:
     """Row i as an equation for x[i], given x[i-1] and the held D[i+1], D[i+2], ... (B, start - i, ...)."""
     a, (own, *weights) = run.table.row(i)
-    target = below
-    for weight, data in zip(weights, older.unbind(1), strict=False):  # weights of what the run does not have are 0
-        if weight:
-            target = target - weight * data
-    slope = a + own * run.grid.alpha[i].item()  # of a x + own D(x) on unit Gaussian data
+    target = add_weighted(below, (-weight for weight in weights), older.unbind(1))
+    slope = a + own * run.grid.alpha[i].item()  # the slope of a x + own D(x) on unit Gaussian data
 
     def equation(x: Tensor, images: Tensor) -> Evaluation:
         residual = a * x + own * run.prediction.for_images(images)(x, i) - target[images]
@@ -189,7 +190,7 @@ def _frozen_equation(run: Run, i: int, below: Tensor, older: Tensor) -> Equation
 
 
 def solve_defect(run: Run, tol: float, max_sweeps: int, progress: Progress = None) -> Solution:
-    """Exact where it converges: z <- z + x0 - sample(naive(z)), with Anderson mixing.
+    """Iterate z <- z + x0 - sample(naive(z)) with Anderson mixing. The method is exact where it converges.
 
     An iteration takes 2 * start evaluations, one after the other, and the memory of a few images.
     """
@@ -219,23 +220,23 @@ class _BestRuns:
 
 
 @dataclass(frozen=True)
-class Method:
-    """solve: the method. exact: whether it promises the tolerance, so that a miss is a failure."""
+class InversionMethod:
+    """A method of `invert`: the function, and whether it promises the tolerance, so that a miss is a failure."""
 
     solve: Solve
     exact: bool
 
 
-INVERSIONS: dict[str, Method] = {
-    "joint": Method(solve_joint, exact=True),
-    "defect": Method(solve_defect, exact=True),
-    "naive": Method(solve_naive, exact=False),
-    "frozen": Method(solve_frozen, exact=False),
+INVERSIONS: dict[str, InversionMethod] = {
+    "joint": InversionMethod(solve_joint, exact=True),
+    "defect": InversionMethod(solve_defect, exact=True),
+    "naive": InversionMethod(solve_naive, exact=False),
+    "frozen": InversionMethod(solve_frozen, exact=False),
 }
 
 
 def _run_to(x0: Tensor, grid: Grid, start: int, solver: Solver, x0_fn: X0Fn) -> Run:
-    """The run that ends in x0, after an error for an x0, a start or a solver that no run can be found for."""
+    """The run that is to end in x0. Raises what `invert` raises for an x0, a grid, a start or a solver."""
     if isinstance(solver, StepTable):
         raise TypeError(
             f"invert takes the solver itself, a function from a grid to a table, and makes the tables it needs; got "

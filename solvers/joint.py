@@ -1,17 +1,19 @@
-"""The joint method: every state of a sampling run, solved for at once.
+"""The joint method solves for every state of a sampling run at once. It stands apart from the other inversions because
+it alone works on a system of equations, which this module sets up.
 
-A run from x[start] obeys one equation per step. With its end x[0] given, and its beginning not, they are the equations
+A run from x[start] obeys one equation per step. Here its end x[0] is given and its beginning is not, so the equations
 
     R[i] = x[i-1] - (a[i] x[i] + sum over j of b[i, j] D(x[i+j])) = 0,        i = 1..start,
 
-in the unknowns x[1..start]. No step can be undone by itself, since row i holds all states from i-1 to i+k-1. Iterated
-as it stands, x[i] <- (x[i-1] - sum over j of b[i, j] D(x[i+j])) / a[i] diverges. The joint method iterates
+have the unknowns x[1..start]. No step can be undone by itself, since row i holds all states from i-1 to i+k-1. The
+iteration that the equations suggest, x[i] <- (x[i-1] - sum over j of b[i, j] D(x[i+j])) / a[i], diverges. The joint
+method iterates
 
     x <- x - J^-1 R
 
-instead, a simplified Newton step: J is the Jacobian that the same table has on unit Gaussian data, whose denoiser is
-linear, D(x) = alpha[i] x. It is one start-by-start matrix of numbers, the same for every pixel, known from the table
-alone. `anderson` accelerates the iteration, and `newton` takes over where it stalls.
+instead, which is a simplified Newton step. J is the Jacobian that the same table has on unit Gaussian data, whose
+denoiser is linear, D(x) = alpha[i] x. It is one start-by-start matrix of numbers, is the same for every pixel, and
+follows from the table alone. `anderson` accelerates the iteration, and `newton` takes over where it stalls.
 """
 
 from dataclasses import dataclass
@@ -29,7 +31,7 @@ from .tables import StepTable
 
 @dataclass(frozen=True)
 class TrajectoryEquations:
-    """R of a table's run. Unknown states x are (n, start, ...), holding x[1..start]; x0 is (n, ...).
+    """R of a table's run. The unknown states x are (n, start, ...) and hold x[1..start]; x0 is (n, ...).
 
     a, b: the run's rows 1..start, (start,) and (start, k) float64. jacobian: dR/dx on unit Gaussian data,
     (start, start) float64.
@@ -68,12 +70,13 @@ class TrajectoryEquations:
 
 
 def solve_joint(run: Run, tol: float, max_sweeps: int, progress: Progress = None) -> Solution:
-    """All states at once: a sweep takes `start` evaluations, which are one batch. Exact where it converges.
+    """Solve for all states at once. A sweep takes `start` evaluations in one batch. Exact where it converges.
 
-    The residuals that are returned are the largest relative R of every sweep. A residual does not bound the round trip,
-    for a run passes an error in its states on, enlarged or reduced. Measured, the round-trip error is 0.1 to 10 times
-    the largest relative R, and up to 60 times it from the noise end through a random network. An image whose R is about
-    tol therefore takes the step it has paid for and is run down once, and is solved when it arrives.
+    The residuals that are returned are the largest relative R of every sweep. They do not bound the round-trip error,
+    because the run enlarges or reduces an error in its states as it passes it on. Measured, the round-trip error is 0.1
+    to 10 times the largest relative R, and up to 60 times it from the noise end through a random network. So when an
+    image's R comes near tol, the image takes one more step, whose evaluations are already done, and the sampler is run
+    from the x[start] that results. The image is solved if that run ends within tol of x0.
     """
     equations = TrajectoryEquations.of_run(run.grid, run.table)
 
@@ -95,7 +98,7 @@ def solve_joint(run: Run, tol: float, max_sweeps: int, progress: Progress = None
         left = max_sweeps - len(search.residuals)
         if not search.solved and left > 0:
             x[image] = _newton(equation, x[image], image, search, left)
-        if not search.solved:  # nothing worse than the naive inversion is returned
+        if not search.solved:  # return nothing worse than the naive inversion
             candidates = [(error(candidate, image), candidate) for candidate in (x[image], naive[image])]
             search.error, x[image] = min(candidates, key=lambda measured: measured[0])
     errors = torch.tensor([search.error for search in searches], dtype=torch.float64)

@@ -1,6 +1,7 @@
-"""Newton-GMRES, for equations that Anderson mixing does not solve: strong guidance, sharp data.
+"""Newton-GMRES solves equations that Anderson mixing does not solve, such as those of strong guidance or sharp data. It
+stands apart because it is an iteration of its own, for one image at a time.
 
-It goes on with one image's `Search` where the mixing has left it.
+It continues an image's `Search` from where the mixing has left it.
 """
 
 from collections.abc import Callable
@@ -12,13 +13,13 @@ from .anderson import Search
 
 # Krylov vectors a Newton step may use, one evaluation each.
 KRYLOV = 30
-# The linear system is solved to this fraction; products by differences are not worth more in float32.
+# The linear system is solved to this fraction. In float32, products that come from differences are not worth more.
 FORCING = 0.03
 # Slopes of g over two short distances differ by g's rounding. Where that is more than NOISE of g itself, g cannot be
 # improved upon.
 NOISE = 0.3
-# A step must bring |g| down by this fraction of what the linear model promises; one that does not is halved up to
-# HALVINGS times before the iteration gives up.
+# A step must bring |g| down by this fraction of what the linear model promises. A step that does not is halved up to
+# HALVINGS times, and then the iteration gives up.
 DECREASE = 0.1
 HALVINGS = 6
 
@@ -33,7 +34,7 @@ def newton_gmres(
     """Inexact Newton with backtracking for one image, J v by differences (Knoll and Keyes, J. Comput. Phys. 193, 2004).
 
     equation: x -> (g, residual), preconditioned: g is the plain iteration's step, so that its Jacobian is near 1.
-    search: the image's. It judges every Newton iterate and is given a residual per evaluation.
+    search: the image's search. It judges every Newton iterate and gets the residual of every evaluation.
     Returns the solution, or the last iterate where the line search or the evaluations gave out.
     """
     last = len(search.residuals) + max_evaluations
@@ -54,10 +55,11 @@ def newton_gmres(
     while not search.solved:
         if last - len(search.residuals) < 4:
             return x
-        # Balances the difference's truncation and its rounding. g is of x's units, and not 0 where x is.
+        # This length balances the truncation and the rounding of a difference. g has the units of x, and counts when x
+        # is 0.
         spread = torch.finfo(x.dtype).eps ** 0.5 * max(x.norm().item(), g.norm().item())
         unit = g / g.norm()
-        short = spread / 10  # a tenth, for the rounding does not shrink with it and the curvature does
+        short = spread / 10  # with the length the effect of curvature shrinks, and that of rounding does not
         rounding = short * (slope(unit, 2 * short) - slope(unit, short)).norm()
         if rounding > NOISE * g.norm():
             return x

@@ -1,7 +1,6 @@
-"""From a network to the data prediction a solver works with: parameterisation, guidance, and the calls of the network.
-
-Solvers know data predictions alone. What a network takes and returns, and how many rows it can take at once, is known
-here.
+"""This module turns a network into the data prediction that a solver works with. It holds the parameterisation, the
+guidance and the calls of the network. It stands apart because solvers know data predictions alone: what a network takes
+and returns, and how many rows it can take at once, is known only here.
 """
 
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from .grids import Grid
 
-# x (N, ...), i an int or an int64 tensor (N,) -> x0_hat (N, ...). All that a solver knows of a network.
+# x (N, ...), i an int or an int64 tensor (N,) -> x0_hat (N, ...). A solver knows nothing else of a network.
 X0Fn = Callable[[Tensor, int | Tensor], Tensor]
 # x (N, ...), t (N,) float64 on the CPU, context (N, L, D) -> eps or v (N, ...).
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -21,7 +20,7 @@ Network = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class CallRows:
-    """What the rows of one call of the network are: int64 (N,) each, on the CPU, an entry per row.
+    """What the rows of one call of the network are. Every field is int64 (N,), on the CPU, with an entry per row.
 
     i: the index on the grid. images: the number of the image within the batch. contexts: 0 for the condition, 1 for the
     null context.
@@ -37,7 +36,7 @@ OnCall = Callable[[CallRows], AbstractContextManager[object]]
 
 
 class DataPrediction:
-    """x0_fn of a network on a grid, made by `data_prediction`.
+    """The x0_fn of a network on a grid, made by `data_prediction`.
 
     rows_per_state: the rows through the network that one state costs, 2 when guided.
     rows: the rows run so far; set it to 0 to start a new count.
@@ -71,13 +70,16 @@ class DataPrediction:
         return self._predict(x, i, torch.arange(len(x)))
 
     def for_images(self, images: Tensor) -> X0Fn:
-        """The x0_fn whose row n belongs to image images[n], and takes that image's row of a context of several rows.
+        """The x0_fn whose row n belongs to image images[n] and gets that image's row of a context of several rows.
 
-        images: int64 (N,) on the CPU, from 0 on. ValueError where a context has too few rows.
+        images: int64 (N,) on the CPU, counted from 0. ValueError where a context has too few rows.
         """
         for context in self.contexts:
             if 1 < len(context) <= images.max():
-                raise ValueError(f"a context of {len(context)} rows does not reach to image {images.max()}")
+                raise ValueError(
+                    f"a context of {len(context)} rows does not reach to image {images.max()}; give 1 row or one per "
+                    f"image"
+                )
 
         def x0_fn(x: Tensor, i: int | Tensor) -> Tensor:
             return self._predict(x, i, images)
@@ -124,13 +126,13 @@ def data_prediction(
     max_batch: int | None = None,
     on_call: OnCall | None = None,
 ) -> DataPrediction:
-    """x0_fn(x, i) of an eps- or v-predicting network, guided by `scale` (Eq. 6).
+    """The x0_fn(x, i) of an eps- or v-predicting network, guided by `scale` (Eq. 6).
 
     prediction_type: "epsilon", x0 = (x - sigma eps) / alpha; "v_prediction", x0 = alpha x - sigma v (arXiv:2202.00512).
     context, null_context: (1 or B, L, D). One row serves any number of states; B rows serve B states, row for row, or,
         under `for_images`, the B images.
-    scale: the guidance scale s. At 1 the null context has no part in Eq. 6 and the network runs once; otherwise
-        condition and null run as one batch, and null_context is required.
+    scale: the guidance scale s. At 1 the null context drops out of Eq. 6 and the network runs once; otherwise the
+        condition and the null context run as one batch, and null_context is required.
     max_batch: the largest number of rows in one call of the network, of which a guided state takes two; None for no
         limit.
     on_call: on_call(rows) returns a context manager, which is entered right before the call of the network that has
@@ -160,12 +162,12 @@ def guided(text: Tensor, null: Tensor, scale: float) -> Tensor:
 
 
 def predict(x0_fn: X0Fn, x: Tensor, i: int | Tensor) -> Tensor:
-    """x0_fn(x, i), checked: ValueError for a shape or dtype not x's, FloatingPointError (naming i) for nan, inf."""
+    """x0_fn(x, i). ValueError unless it has x's shape and dtype, FloatingPointError (naming i) unless it is finite."""
     x0_hat = x0_fn(x, i)
     if x0_hat.shape != x.shape or x0_hat.dtype != x.dtype:
         raise ValueError(
             f"x0_fn must return what it is given, {x.dtype} of shape {tuple(x.shape)}; it returned {x0_hat.dtype} of "
-            f"shape {tuple(x0_hat.shape)}"
+            f"shape {tuple(x0_hat.shape)}. Return one prediction per state, cast to the dtype of x"
         )
     if not torch.isfinite(x0_hat).all():
         bad = ~torch.isfinite(x0_hat).flatten(1).all(1).cpu()
@@ -181,13 +183,17 @@ def _rows_index(i: int | Tensor, rows: int, steps: int) -> Tensor:
     index = torch.as_tensor(i, device="cpu")
     if index.dtype != torch.int64 or index.shape not in ((), (rows,)):
         raise ValueError(
-            f"i must be an int or int64 of shape ({rows},), got {index.dtype} of shape {tuple(index.shape)}"
+            f"i must be an int or int64 of shape ({rows},), got {index.dtype} of shape {tuple(index.shape)}; pass one "
+            f"index for all {rows} states, or one for each"
         )
     if not ((index >= 0) & (index <= steps)).all():
-        raise ValueError(f"i must lie in 0..{steps}, got {index.min()} to {index.max()}")
+        raise ValueError(
+            f"i must lie in 0..{steps}, got {index.min()} to {index.max()}; make the data prediction on the grid that "
+            f"the run is on"
+        )
     return index.expand(rows)
 
 
 def _context_of_images(context: Tensor, images: Tensor) -> Tensor:
-    """The context of every row, (N, L, D); a single row is shared without a copy."""
+    """The context of every row, (N, L, D). A context of a single row serves every image."""
     return context.expand(len(images), *context.shape[1:]) if len(context) == 1 else context[images]

@@ -1,6 +1,6 @@
-"""The sampling run that an inversion is to find: the way down, the way up, and what they cost.
-
-Every inversion method works on a `Run` and returns a `Solution`, so that they can be written, and read, one by one.
+"""Every inversion method works on a `Run`, the sampling run that it is to find, and returns a `Solution`. This module
+holds both: the way down, the way up, and what they cost. It stands apart so that the methods, which share it, can be
+written and read one by one.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from .tables import StepTable
 
 
 class CountedPrediction:
-    """An x0_fn that knows the image every row belongs to, and counts the rows through the network spent on each.
+    """An x0_fn that knows which image every row belongs to, and counts the rows through the network for each image.
 
     rows: (B,) int64.
     """
@@ -27,19 +27,22 @@ class CountedPrediction:
         self.rows = torch.zeros(images, dtype=torch.int64)
 
     def for_images(self, images: Tensor) -> X0Fn:
-        """The x0_fn whose row n belongs to image images[n]; an x0_fn that wants to know is told (`DataPrediction`)."""
-        tell = getattr(self.x0_fn, "for_images", None)
-        told = self.x0_fn if tell is None else tell(images)
+        """The x0_fn whose row n belongs to image images[n].
+
+        The inner x0_fn gets the images too if it has a `for_images` of its own, as `DataPrediction` does.
+        """
+        of_images = getattr(self.x0_fn, "for_images", None)
+        inner = self.x0_fn if of_images is None else of_images(images)
         rows_per_state = getattr(self.x0_fn, "rows_per_state", 1)
 
         def x0_fn(x: Tensor, i: int | Tensor) -> Tensor:
             self.rows.index_add_(0, images, torch.full_like(images, rows_per_state))
-            return predict(told, x, i)
+            return predict(inner, x, i)
 
         return x0_fn
 
     def sweep(self, x: Tensor, images: Tensor) -> Tensor:
-        """D of the states x[1..start] of all images, (n, start, ...), asked for in one call of n * start states."""
+        """D of the states x[1..start] of these images, (n, start, ...), in one call with n * start states."""
         start = x.shape[1]
         x0_fn = self.for_images(images.repeat_interleave(start))
         return x0_fn(x.flatten(0, 1), torch.arange(1, start + 1).repeat(len(x))).view_as(x)
@@ -47,10 +50,10 @@ class CountedPrediction:
 
 @dataclass(frozen=True)
 class Run:
-    """The run from grid.steps that is to end in x0 (B, ...). `images` (n,): which of the B a row belongs to.
+    """The run from grid.steps that is to end in x0 (B, ...). `images` (n,) says which of the B every row belongs to.
 
-    grid, table: of this run, so that the noise end is where it starts. way_up: the same solver's table on the reversed
-    grid.
+    grid, table: those of this run, which starts at the noise end of its grid. way_up: the same solver's table on the
+    reversed grid.
     """
 
     x0: Tensor
@@ -73,9 +76,9 @@ class Run:
         return torch.stack(states[::-1], 1)
 
     def up(self, x: Tensor, images: Tensor, progress: Progress = None) -> tuple[Tensor, Tensor]:
-        """x[1..start] of the solver run on the reversed grid from x[0] = x (n, ...), and the D[0..start-1] it took.
+        """x[1..start] of the solver run on the reversed grid from x[0] = x (n, ...), and its D[0..start-1].
 
-        (n, start, ...) both.
+        Both are (n, start, ...).
         """
         x0_fn = self.prediction.for_images(images)
 
@@ -86,9 +89,9 @@ class Run:
         return torch.stack([x for _, x, _ in climb[1:]], 1), torch.stack([data for _, _, data in climb[:-1]], 1)
 
     def naive(self) -> tuple[Tensor, Tensor]:
-        """The naive inversion of all images, x[1..start], and D[1..start] of it, (B, start, ...) both.
+        """The naive inversion of all images, x[1..start], and D[1..start] of it; both are (B, start, ...).
 
-        All but the last D were evaluated on the way up: one evaluation more than `up`, where a sweep takes `start`.
+        The way up has evaluated all D but the last, so this takes one evaluation more than `up`.
         """
         x, data = self.up(self.x0, self.images)
         last = self.prediction.for_images(self.images)(x[:, -1], self.start)
@@ -104,7 +107,7 @@ class Solution(NamedTuple):
     """What an inversion method found.
 
     states: x[1..start], (B, start, ...). errors: the measured round-trip errors, (B,) float64. residuals: for every
-    image what the method drove to zero, a number per iteration.
+    image one number per iteration, of what the method drives to zero.
     """
 
     states: Tensor

@@ -1,6 +1,5 @@
-"""The sampling loop: any step table, from any start.
-
-This is the one loop of the package. Inversion runs it too, downwards to measure and, on a reversed grid, upwards.
+"""The sampling loop runs any step table from any start. It stands apart from the tables because it is the one loop of
+the package: inversion runs it too, downwards to measure and, on a reversed grid, upwards.
 """
 
 from collections import deque
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from .grids import Grid
 from .prediction import X0Fn, predict
-from .tables import StepTable
+from .tables import StepTable, add_weighted
 
 Progress = Callable[[Iterable[int]], Iterable[int]] | None
 Edit = Callable[[int, Tensor], Tensor] | None
@@ -28,22 +27,22 @@ def sample(
     edit: Edit = None,
     progress: Progress = None,
 ) -> Iterator[tuple[int, Tensor, Tensor | None]]:
-    """Run the table from `start` down to 0: yield (i, x[i], D[i]) for i = start, ..., 1, and at last (0, x[0], None).
+    """Run the table from `start` down to 0: yield (i, x[i], D[i]) for i = start, ..., 1, and finally (0, x[0], None).
 
     One step is x[i-1] = a[i] x[i] + sum over j of b[i, j] D[i+j], where D[i] = x0_fn(x[i], i).
 
-    x: (B, ...) float32 or float64, the state at `start`. Its dtype is kept, and the float64 table meets it as scalars.
-    table: the numbers of a solver on this grid. A run of its own that starts below the noise end has its own grid,
-        run = grid.until(start), and runs solver(run) on it.
+    x: (B, ...) float32 or float64, the state at `start`. Its dtype is kept: the float64 table multiplies it as scalars.
+    table: a solver's table on this grid. A run that starts below the noise end and continues no other run needs a grid
+        and a table of its own, run = grid.until(start) and solver(run).
     start: 1..grid.steps, the grid's noise end by default.
-    history: D[start+1], D[start+2], ... of the run that this one continues, each like x; as many as the rows weigh.
+    history: D[start+1], D[start+2], ... of the run that this one continues, each like x, as far as the rows weigh them.
     edit: edit(i, x) -> x of the same shape and dtype, called on every state, i = start, ..., 0, before the network
         sees it. The states that are yielded are edited ones.
     progress: wraps the loop's indices, e.g. tqdm.
-    Draws no random numbers and keeps no gradients. Raises, at the call and before the network runs, ValueError for
-    arguments that do not fit together and where a row weighs a data prediction that is neither run nor given; while it
-    runs, ValueError for an edit or a data prediction that changes shape or dtype, and FloatingPointError (naming i)
-    when a data prediction is not finite.
+    The loop draws no random numbers and keeps no gradients. The call itself raises ValueError for arguments that do not
+    fit together, and where a row weighs a data prediction that is neither run nor given. The loop raises ValueError for
+    an edit or a data prediction that changes shape or dtype, and FloatingPointError (naming i) when a data prediction
+    is not finite.
     """
     start = check_run(x, grid, table, start, history)
     return _run(x, table, x0_fn, start, list(history), edit, progress)
@@ -69,7 +68,7 @@ def denoise(
 def history_at(states: Tensor, table: StepTable, start: int) -> list[Tensor]:
     """D[start+1], ..., D[m] of a run of `table` with the states x[0..m], as `sample` takes them for its history.
 
-    Nothing is evaluated. The run's rows are solved for their data predictions from the noise end down: row m gives
+    The network is not run. The run's rows are solved for their data predictions from the noise end down: row m gives
     D[m] = (x[m-1] - a[m] x[m]) / b[m, 0], and every further row subtracts what is already known.
     states: (m + 1, B, ...), unedited, with m = table.steps. start: 1..m.
     ValueError where these do not fit together, and where a row does not weigh its own data prediction.
@@ -78,17 +77,17 @@ def history_at(states: Tensor, table: StepTable, start: int) -> list[Tensor]:
     if len(states) != m + 1 or not 1 <= start <= m:
         raise ValueError(
             f"table {table.name} runs through {m + 1} states and continues from 1..{m}; got {len(states)} states and "
-            f"start={start}"
+            f"start={start}. Pass all states x[0], ..., x[{m}] of one run of this table, in this order"
         )
     known: list[Tensor] = []  # D[i+1], D[i+2], ...
     for i in range(m, start, -1):
         a, (own, *older) = table.row(i)
         if own == 0:
-            raise ValueError(f"row {i} of {table.name} does not weigh D[{i}], which its states therefore do not tell")
-        implied = states[i - 1] - a * states[i]
-        for weight, data in zip(older, known, strict=False):  # the first rows have fewer predictions behind them
-            if weight:
-                implied = implied - weight * data
+            raise ValueError(
+                f"row {i} of {table.name} does not weigh D[{i}], so the states do not determine it; keep the data "
+                f"predictions that sample yields instead"
+            )
+        implied = add_weighted(states[i - 1] - a * states[i], (-weight for weight in older), known)
         known.insert(0, implied / own)
     return known
 
@@ -103,23 +102,18 @@ def _run(
         data = [predict(x0_fn, x, i), *data][: table.terms]
         yield i, x, data[0]
         a, weights = table.row(i)
-        x = a * x
-        for weight, term in zip(weights, data, strict=False):  # weights of what the run does not have are 0
-            if weight:
-                x = x + weight * term
-        x = _edited(edit, i - 1, x)
+        x = _edited(edit, i - 1, add_weighted(a * x, weights, data))
     yield 0, x, None
 
 
 def check_run(x: Tensor, grid: Grid, table: StepTable, start: int | None, history: Sequence[Tensor] = ()) -> int:
-    """The index a run starts from, after ValueError for a state, table, start or history that do not fit together."""
+    """The index a run starts from. ValueError for a state, table, start or history that do not fit together."""
     if x.dtype not in (torch.float32, torch.float64) or x.ndim < 2:
         raise ValueError(
             f"states must be float32 or float64 of shape (B, ...), got {x.dtype} of shape {tuple(x.shape)}"
         )
     table.check_fits(grid)
-    start = grid.steps if start is None else start
-    grid.check_start(start)
+    start = grid.check_start(grid.steps if start is None else start)
     if start + len(history) > grid.steps:
         raise ValueError(
             f"start={start} and a history of {len(history)} reach past the noise end of {grid.name}: there is no "

@@ -1,6 +1,5 @@
-"""The noise schedule: how much signal and how much noise there is at every time, in float64.
-
-It belongs to the network, which was trained on it. A grid takes its times from it and belongs to a run.
+"""A noise schedule says how much signal and how much noise there is at every time; this module holds it, in float64. It
+stands apart from the grids because it belongs to the network, which was trained on it, while a grid belongs to a run.
 """
 
 from dataclasses import dataclass

@@ -1,11 +1,11 @@
-"""Solvers as tables of numbers: what a step is, and the solvers that have a name.
+"""A solver is written here as a table of numbers. The module defines a step and holds the solvers that have a name. It
+stands apart because sampling and inversion are written once for any table.
 
 A multistep solver moves from index i to i-1 by
 
     x[i-1] = a[i] * x[i] + sum over j = 0..k-1 of b[i, j] * D[i+j],        D[i] = x0_fn(x[i], i).
 
-Its numbers depend on the grid alone. A solver is therefore a function from a grid to a `StepTable`, and sampling and
-inversion, which are written once for any table, live elsewhere.
+Its numbers depend on the grid alone, so a solver is a function from a grid to a `StepTable`.
 
 All solvers here step through the same integral (arXiv:2211.01095, Eq. 9). With h[i] = lam[i-1] - lam[i] and
 tau = (lam - lam[i]) / h[i], which runs from 0 to 1 over the step,
@@ -15,7 +15,7 @@ tau = (lam - lam[i]) / h[i], which runs from 0 to 1 over the step,
 They differ in the polynomial that stands for D, and in how they weigh its slope and its curvature.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +26,7 @@ from .grids import Grid
 
 @dataclass(frozen=True)
 class StepTable:
-    """The numbers of a solver on a grid. ValueError where they are not as said here.
+    """The numbers of a solver on a grid. ValueError where they do not keep to this description.
 
     a: float64 of shape (steps + 1,). b: float64 of shape (steps + 1, k), k >= 1.
     Row i leads from i to i-1. Row 0 does not exist and holds nan, so that indices are the paper's. b[i, j] is 0 where
@@ -79,6 +79,17 @@ class StepTable:
             )
 
 
+def add_weighted(x: Tensor, weights: Iterable[float], data: Iterable[Tensor]) -> Tensor:
+    """x + sum of weights[j] * data[j], added in this order; a weight of 0 adds nothing, whatever its data.
+
+    Rows at the start of a run have fewer data predictions than weights, and the weights past them are 0.
+    """
+    for weight, term in zip(weights, data, strict=False):
+        if weight:
+            x = x + weight * term
+    return x
+
+
 # A solver is a function from a grid to a table. The named ones also take lower_order_final=False.
 Solver = Callable[[Grid], StepTable]
 SOLVERS: dict[str, Solver] = {}
@@ -91,9 +102,9 @@ def _named(solver: Solver) -> Solver:
 
 @_named
 def ddim(grid: Grid, lower_order_final: bool = False) -> StepTable:
-    """First order: DDIM without noise (arXiv:2010.02502), which is DPM-Solver++ at order 1 (arXiv:2211.01095).
+    """DDIM without noise (arXiv:2010.02502), which is DPM-Solver++ at order 1 (arXiv:2211.01095).
 
-    D is held constant over the step, so that `lower_order_final` changes nothing.
+    D is held constant over the step, so `lower_order_final` changes nothing.
     """
     return _multistep("ddim", grid, lower_order_final)
 
@@ -113,8 +124,8 @@ def dpm_solver_pp_2m(grid: Grid, lower_order_final: bool = False) -> StepTable:
 def exponential_ab2(grid: Grid, lower_order_final: bool = False) -> StepTable:
     """Exponential Adams-Bashforth of order 2: the line in lam through D[i] and D[i+1], integrated exactly.
 
-    Known as the "taylor" variant of DPM-Solver++(2M) to its authors, as solver_type="heun" to diffusers. It differs
-    from 2M in the weight of the slope alone, which is alpha[i-1] * (1 + expm1(-h) / h) here and
+    The authors of DPM-Solver++(2M) call it the "taylor" variant, and diffusers solver_type="heun". It differs from 2M
+    in the weight of the slope alone, which is alpha[i-1] * (1 + expm1(-h) / h) here and
     -alpha[i-1] * expm1(-h) / 2 in 2M.
     lower_order_final: make the row of the clean end (i = 1) first-order.
     """
@@ -135,7 +146,7 @@ def exponential_ab3(grid: Grid, lower_order_final: bool = False) -> StepTable:
 
 @_named
 def dpm_solver_pp_3m(grid: Grid, lower_order_final: bool = False) -> StepTable:
-    """The third multistep update of the DPM-Solver authors' code (DPM-Solver++, order 3); diffusers' solver_order=3.
+    """The multistep update for order 3 of the DPM-Solver authors' code, and of diffusers at solver_order=3.
 
     It takes the quadratic of `exponential_ab3` and weighs its curvature with half of the exact integral, as if the
     coefficient of tau² were a second derivative. Its measured order is therefore 2, not 3. Second-order rows are 2M's.
@@ -150,7 +161,7 @@ def unip3(grid: Grid, lower_order_final: bool = False) -> StepTable:
     """UniP of order 3, the predictor of UniPC (arXiv:2302.04867), for data predictions with B(h) = expm1(h), "bh2".
 
     At its full order B(h) cancels and the update is that of `exponential_ab3`. At order 2 the authors take the constant
-    1/2 in place of solving for the weight, which is 2M. So the table is ab3's with 2M's second-order rows.
+    1/2 instead of solving for the weight, which gives 2M. So the table is ab3's with 2M's second-order rows.
     lower_order_final: make the last two rows second-order (i = 2) and first-order (i = 1).
     """
     constant, slope, curvature = _integrals(grid)

@@ -1,5 +1,5 @@
-"""This module holds test problems for `solvers`: data whose denoiser is known exactly and, for the Gaussian, the whole
-ODE too. Tests and benchmarks share them."""
+"""This module holds test problems for `solvers`. The denoiser of their data is known exactly, and for the Gaussian the
+whole ODE is known too. Tests and benchmarks share them."""
 
 import math
 from dataclasses import dataclass

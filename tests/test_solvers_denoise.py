@@ -1,4 +1,5 @@
-"""`sample` and `denoise`: steps, starts, history, edits, dtypes, and what they refuse."""
+"""This module tests `sample` and `denoise`: it covers steps, starts, history, edits and dtypes, and the arguments that
+they refuse."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""The discrete grids and their runs against diffusers' schedulers, state by state."""
+"""Here the discrete grids and the runs on them are compared with diffusers' schedulers, state by state."""
 
 import pytest
 import torch

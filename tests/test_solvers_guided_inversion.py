@@ -1,4 +1,5 @@
-"""Inversion of guided runs (Eq. 6 with s > 1): where it is exact, what it costs, and that it says where it stops.
+"""Guided runs (Eq. 6 with s > 1) are inverted here. The tests say where the inversion is exact, what it costs, and that
+it reports where it stops.
 
 Guidance stretches the difference of two predictions s times, and the map from noise to image with it. An image that
 fits the condition is inverted at almost the price of s = 1; one that does not may have no preimage at all.

@@ -1,6 +1,8 @@
-"""Round trips on data whose denoiser is exact, through the sampler as it is, by method, steps, start, solver, dtype."""
+"""The round trips in this module run through the unmodified sampler, on data whose denoiser is exact. They go over
+methods, steps, starts, solvers and dtypes."""
 
 import functools
+import itertools
 
 import pytest
 import torch
@@ -21,6 +23,7 @@ from solvers import (
 )
 
 SCHEDULE = sd_schedule()
+SLOW = pytest.mark.slow
 # Asked of the exact methods. float64: some thousands of roundings, of which the sampler passes on some hundreds.
 # float32: the bar set for networks, ten times what a good case leaves.
 BAR = {torch.float64: 1e-12, torch.float32: 1e-5}
@@ -127,7 +130,7 @@ def test_noise_to_image_to_noise_recovers_the_state_the_run_began_with(start, lo
         time_uniform,
         log_snr,
         lambda schedule, steps: discrete(schedule, steps, "leading", "sigma_min", steps_offset=1),
-        lambda schedule, steps: discrete(schedule, steps, "trailing", "sigma_min"),
+        pytest.param(lambda schedule, steps: discrete(schedule, steps, "trailing", "sigma_min"), marks=SLOW),
     ],
     ids=["time_uniform", "log_snr", "leading", "trailing"],
 )
@@ -139,10 +142,16 @@ def test_any_solver_on_any_grid_is_inverted(method, build_grid, name):
     assert round_trip_errors(inversion.states, grid, solver, x0_fn).max() <= 1e-12
 
 
-@pytest.mark.parametrize("lower_order_final", [False, True])
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize(
+    "name, lower_order_final",
+    [
+        # The default, and a hard one.
+        pytest.param(*case, marks=[] if case in {("dpm_solver_pp_2m", True), ("exponential_ab3", False)} else SLOW)
+        for case in itertools.product(SOLVERS, (False, True))
+    ],
+)
 def test_any_solver_is_inverted_from_the_noise_end(name, lower_order_final):
-    """To float64's default tolerance. With weights of 14 in the last row, ab3 and unip3 are the hard ones."""
+    """The tolerance is float64's default. With weights of 14 in the last row, ab3 and unip3 are the hard ones."""
     grid, solver = time_uniform(SCHEDULE, 20), functools.partial(SOLVERS[name], lower_order_final=lower_order_final)
     x0_fn = DATA.x0_fn(grid)
     inversion = invert(IMAGES, grid, solver, x0_fn)

@@ -1,4 +1,4 @@
-"""The parts of the joint method: its equations, its Jacobian, Anderson mixing and Newton-GMRES."""
+"""The joint method is tested here in its parts: its equations, its Jacobian, Anderson mixing and Newton-GMRES."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The README's code runs as it stands, and what it says about itself is so."""
+"""These tests run the code of the solvers' README as it stands, and check what the README says about it."""
 
 import re
 from pathlib import Path

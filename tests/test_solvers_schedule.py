@@ -1,4 +1,4 @@
-"""The schedule's interpolation and its inverse, and what `solvers` may import."""
+"""This module tests the schedule's interpolation and its inverse, and what `solvers` may import."""
 
 import subprocess
 import sys
@@ -82,10 +82,11 @@ def test_a_schedule_in_float32_or_of_another_shape_is_refused():
         NoiseSchedule.from_alphas_cumprod(torch.tensor([[0.9, 0.1]]))
 
 
+@pytest.mark.slow
 def test_solvers_imports_with_torch_and_numpy_alone():
+    """Unlike test_layout's check of what `solvers` adds to torch, this one knows of tqdm, which torch loads itself."""
     blocked = "transformers safetensors huggingface_hub diffusers einops PIL tqdm sd21 composition".split()
     # None in sys.modules makes an import of that name fail; torch itself does without them all.
-    program = f"import sys; sys.modules.update(dict.fromkeys({blocked})); import solvers; print(len(solvers.__all__))"
+    program = f"import sys; sys.modules.update(dict.fromkeys({blocked})); import solvers"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) > 0

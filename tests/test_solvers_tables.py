@@ -1,4 +1,4 @@
-"""What the rows of every named table are, and what a table refuses."""
+"""These tests say what the rows of every named table are, and what a table refuses."""
 
 import pytest
 import torch

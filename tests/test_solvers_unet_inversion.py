@@ -1,4 +1,5 @@
-"""Inversion through a small random UNet, eps and v: the float32 targets, on latents it made and on latents it did not.
+"""Runs through a small random UNet that predicts eps or v are inverted here. The tests hold the float32 targets, on
+latents that the UNet made and on latents that it did not make.
 
 Random weights are harder than trained ones: nothing ties the prediction to the data.
 """
@@ -84,6 +85,7 @@ def test_a_known_beginning_is_recovered():
     assert relative(inversion.states[-1], began) < 1e-8
 
 
+@pytest.mark.slow
 def test_a_guided_run_is_inverted():
     x0_fn = prediction("v_prediction", torch.float32, scale=2.5)
     x0 = denoise(normal(*SHAPE, seed=1).float(), GRID, dpm_solver_pp_2m(GRID), x0_fn)

@@ -1,9 +1,11 @@
-"""What Stable Diffusion 2.1 takes at its own size, 512 px, counted on tensors without storage: no weights, no GPU.
+"""This program counts what Stable Diffusion 2.1 takes at its own size, 512 px. Its tensors have no storage, so it needs
+no weights and no GPU.
 
     python tests/benchmarks/full_size_cost.py
 
-For each network a pass's arithmetic, its weights and the most that the pass holds beside them, in the dtypes of a GPU:
-bfloat16, the VAE float32. The fused attention kernel keeps no maps. What the allocator and cuDNN need is not in it.
+For each network it prints the arithmetic of a pass, the weights, and the most that the pass holds beside them. The
+dtypes are those of a GPU: bfloat16, and float32 for the VAE. The fused attention kernel keeps no maps. The figures
+leave out what the allocator and cuDNN need.
 """
 
 from collections.abc import Callable

@@ -1,11 +1,11 @@
-"""The inversion table: method x start x scale x dtype, as Markdown.
+"""This program prints the inversion table, by method, start, scale and dtype, as Markdown.
 
     python tests/benchmarks/inversion.py [--model small|mini|FOLDER] [--images 4] [--steps 20] [--starts 6,20]
         [--solver dpm_solver_pp_2m]
 
-Errors are round trips through the unmodified sampler from x[start] alone, the worst image. Rows are those through the
-network, per image: both of a guided evaluation, and those of the measured round trips. Time is in multiples of the
-naive inversion's. "small" is the tests' random UNet; any other model is what `sd21.load` takes.
+An error is that of the worst image's round trip through the unmodified sampler, from x[start] alone. Rows are those
+that an image takes through the network: a guided evaluation counts two, and the measured round trips count. Time is in
+multiples of the naive inversion's. "small" is the tests' random UNet; any other model is what `sd21.load` takes.
 """
 
 import argparse

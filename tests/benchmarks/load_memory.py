@@ -1,9 +1,10 @@
-"""Peak memory of loading a full-size Stable Diffusion 2.1 to the CPU, as a multiple of the size of its weights.
+"""This program measures the peak memory of loading a full-size Stable Diffusion 2.1, as a multiple of its weights'
+size.
 
     python tests/benchmarks/load_memory.py [--folder DIR]
 
-Writes random weights of the published shapes, in the diffusers layout, to DIR (default: the system's temporary folder;
-5.2 GB while it runs), loads them in a fresh process per case, and prints
+It writes random weights of the published shapes, in the diffusers layout, to DIR (by default the system's temporary
+folder; they take 5.2 GB while it runs). It loads them in a fresh process per case and prints
 
     (peak resident memory - that of the process after its imports) / (bytes of the loaded weights)
 

@@ -1,4 +1,4 @@
-"""The solver table: error at 20 steps by solver and grid, and the measured orders, as Markdown.
+"""This program prints the solver table as Markdown: the error at 20 steps by solver and grid, and the measured orders.
 
     python tests/benchmarks/solver_errors.py [--steps 20] [--images 256]
 

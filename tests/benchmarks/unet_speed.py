@@ -1,12 +1,13 @@
-"""Speed of the full-size UNet against diffusers' UNet2DConditionModel, in one process, same weights, same inputs.
+"""This program times the full-size UNet against diffusers' UNet2DConditionModel, on the same weights and inputs.
+Both run in one process.
 
     python tests/benchmarks/unet_speed.py                                   # CPU: float32, batch 1
     python tests/benchmarks/unet_speed.py --device cuda                     # GPU: bfloat16, batch 2, eager and compiled
 
-Forwards of the two alternate, and the figure is the ratio of medians, ours / diffusers': below 1 we are faster. The aim
-is 0.9 on a CPU, and never above 1. On a CPU the ratio of processor time is printed too: on a machine with other work
-to do, it is the steadier one. On a GPU, the share of the peak is (2 * multiply-adds) / time / peak, the peak being a
-large matrix product's rate in the same dtype, measured in the same run.
+Forwards of the two alternate, and the figure is the ratio of their median times, ours / diffusers'. Below 1 we are
+faster; the aim is 0.9 on a CPU, and never above 1. On a CPU it also prints the ratio of processor time, which is the
+steadier one on a machine that has other work to do. On a GPU it prints the share of the peak, (2 * multiply-adds) /
+time / peak, where the peak is the rate of a large matrix product in the same dtype, measured in the same run.
 """
 
 import argparse

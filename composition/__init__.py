@@ -1,6 +1,7 @@
 """This package composes tumours into tumour-free scans, with a pretrained network and no training.
 
-It imports each of its public names when somebody first uses it. A composition is a few lines:
+`compose` is the method and all its baselines; `Settings` holds their constants, and the other names read what it takes
+and write what it gives. A composition is a few lines:
 
 model = sd21.load()
 background, obj = read_scan("healthy.png"), read_scan("patient.png")

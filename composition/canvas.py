@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from .model import Model
-from .scans.images import Scan
+from .scans.images import Scan, check_scan
 
 
 def canvas_size(size: tuple[int, int], image_size: int, factor: int) -> tuple[int, int]:
@@ -64,7 +64,11 @@ def decoded_values(model: Model, latent: torch.Tensor, size: tuple[int, int]) ->
 
 @torch.no_grad()
 def latents_of(model: Model, scan: Scan) -> torch.Tensor:
-    """A scan as latents (1, C, h, w) of its canvas, on the model's device: what the inversions start from."""
+    """A scan as latents (1, C, h, w) of its canvas, on the model's device: what the inversions start from.
+
+    Raises TypeError for what is no Scan.
+    """
+    check_scan("scan", scan)
     return model.encode(canvas_image(model, scan.values()))
 
 

@@ -144,7 +144,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         if kind is bool:
             how["action"] = argparse.BooleanOptionalAction
         elif choices := field.metadata["choices"]:
-            how["choices"] = choices
+            how["choices"] = tuple(choices)
         else:
             how["type"] = next(option for option in (get_args(kind) or (kind,)) if option is not type(None))
         about = field.metadata["about"] + ("" if field.default is None else f" (default: {field.default})")

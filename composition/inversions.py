@@ -9,22 +9,27 @@ keeps them in memory.
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import inspect
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from types import ModuleType
 
 import torch
 
-from solvers import Grid, InversionReport, Solver, invert
+import sd21
+import solvers
+from solvers import INVERSIONS, Grid, InversionReport, Solver, invert
 
 from .calls import model_prediction, named
 from .model import Model
 from .prompts import exceptional_context
 from .settings import Settings
 
-# We raise it whenever a change of our code would leave another trajectory under the same key.
-KEY_VERSION = 2
+KEY_VERSION = 2  # of the key itself: what it is made of, and in which order
 # Every field of Settings is in one of these two sets, and a test holds that. The key is made of all fields that are not
 # in the second one, so that a field somebody forgets costs an inversion and never reuses a stale one.
 # max_batch changes no equation, and yet the last bits: a batch of another size rounds otherwise.
@@ -44,7 +49,7 @@ NOT_KEYED = frozenset(
 class Trajectory:
     """One scan's states x[0..k], float32 (k + 1, C, h, w), and what their inversion reported."""
 
-    states: torch.Tensor
+    states: torch.Tensor = field(repr=False)
     report: InversionReport
 
 
@@ -77,20 +82,22 @@ def inversion_key(model: Model, image: torch.Tensor, token: int, settings: Setti
     """A SHA-256 over all that a trajectory depends on.
 
     image: the scan on the canvas, (3, h, w). grid: from the clean end to the last inverted state. The numbers of the
-    grid and of the solver's tables on it, both down and up, stand for the solver, whatever it is called. An inversion
-    method stands in it by its name alone, and a network by `model.identity`: whoever changes the code of one of them
-    must give it another name, or take another mapping. The versions of the software, the number of threads and the
-    device's make are not in it; they change the last bits.
+    grid and of the solver's tables on it, both down and up, stand for the solver, whatever it is called. The code of
+    `solvers`, of `sd21` and of the file that holds the inversion method is in the key, so that whoever edits an
+    inversion gets no result of the old one. A network stands in it by `model.identity`: whoever changes weights in
+    memory must take another mapping. The versions of other software, the number of threads and the device's make are
+    not in it; they change the last bits.
     """
     about = {
         "version": KEY_VERSION,
+        "code": [*map(_digest_of_package, (sd21, solvers)), _digest_of_file(INVERSIONS[settings.inversion].solve)],
         "model": model.identity,
         "prediction_type": model.prediction_type,
         "dtype": str(model.dtype),
         "device": torch.device(model.device).type,
         "token": token,
         "image": [str(image.dtype), *image.shape],
-        "settings": {f.name: getattr(settings, f.name) for f in fields(settings) if f.name not in NOT_KEYED},
+        "settings": {one.name: getattr(settings, one.name) for one in fields(settings) if one.name not in NOT_KEYED},
     }
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     numbers = [grid.t, grid.alpha, grid.sigma, grid.lam]
@@ -100,3 +107,18 @@ def inversion_key(model: Model, image: torch.Tensor, token: int, settings: Setti
     for tensor in (*numbers, image):
         digest.update(f"{tuple(tensor.shape)}".encode() + tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+@functools.cache
+def _digest_of_package(package: ModuleType) -> str:
+    """The SHA-256 of a package's own modules, without those of its packages."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(package.__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _digest_of_file(function: Callable) -> str | None:
+    """The SHA-256 of the file in which a function is written; None for one that was typed at a prompt."""
+    path = Path(inspect.unwrap(function).__code__.co_filename)
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from .scans.errors import PlacementError
-from .scans.images import Scan
+from .scans.images import Scan, check_scan, described
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no plain equality
@@ -33,15 +33,10 @@ class Sample:
 
     def __post_init__(self):
         for name in ("background", "obj"):
-            value = getattr(self, name)
-            if not isinstance(value, Scan):
-                raise TypeError(
-                    f"{name} is {_described(value)}; expected a Scan: read_scan(path) reads one from a file, "
-                    "Scan(pixels) makes one of an array"
-                )
+            check_scan(name, getattr(self, name))
         if not isinstance(self.prompt, str | None):
             raise TypeError(
-                f"the prompt is {_described(self.prompt)}; expected a text, or None for the exceptional prompt"
+                f"the prompt is {described(self.prompt)}; expected a text, or None for the exceptional prompt"
             )
 
     def __iter__(self) -> Iterator:
@@ -137,7 +132,7 @@ def _paste(target: np.ndarray, source: np.ndarray, scale: float, shift: tuple[fl
 
 def _check_mask(what: str, mask: np.ndarray, scan: Scan) -> None:
     if not isinstance(mask, np.ndarray) or mask.dtype != bool or mask.ndim != 2:
-        raise PlacementError(f"the {what} is {_described(mask)}; expected a bool array (H, W), as read_mask returns")
+        raise PlacementError(f"the {what} is {described(mask)}; expected a bool array (H, W), as read_mask returns")
     if mask.shape != scan.size:
         raise PlacementError(
             f"the {what} has (height, width) {mask.shape}, but its scan {scan.name} has {scan.size}; a mask has "
@@ -145,10 +140,3 @@ def _check_mask(what: str, mask: np.ndarray, scan: Scan) -> None:
         )
     if not mask.any():
         raise PlacementError(f"the {what} of {scan.name} is empty; it must be True somewhere")
-
-
-def _described(value: object) -> str:
-    """What a caller gave, in a few words."""
-    if isinstance(value, np.ndarray):
-        return f"an array, {value.dtype} {value.shape}"
-    return f"{value!r}, a {type(value).__name__}" if isinstance(value, str) else f"a {type(value).__name__}"

@@ -68,15 +68,24 @@ def null_context(model: Model) -> torch.Tensor:
 def token_positions(model: Model, prompt: str, word: str) -> list[int]:
     """The positions, among the 77 rows of the prompt's context, of the tokens that spell `word`, wherever it stands.
 
-    They index the last axis of a cross-attention map. `word` may be several words; a word that the tokenizer splits has
-    several positions. Raises ValueError where the prompt, as far as the text tower reads it, does not hold it.
+    They index the last axis of a cross-attention map. `word` may be several words, in any case; a word that the
+    tokenizer splits has several positions. Raises ValueError where the prompt, as far as the text tower reads it, does
+    not hold the whole word.
     """
-    ids = model.tokenizer(prompt).input_ids[:PROMPT_LENGTH]
+    ids = model.tokenizer(prompt, truncation=True, max_length=PROMPT_LENGTH).input_ids[:-1]
     wanted = model.tokenizer(word).input_ids[1:-1]  # the tokenizer puts its start and end around every text
-    starts = [n for n in range(len(ids)) if wanted and ids[n : n + len(wanted)] == wanted]
-    if not starts:
+    ends_word = [token.endswith("</w>") for token in model.tokenizer.convert_ids_to_tokens(ids)]
+    positions, n = [], 1
+    while wanted and n + len(wanted) <= len(ids):
+        begins_word = n == 1 or ends_word[n - 1]
+        if begins_word and ids[n : n + len(wanted)] == wanted:
+            positions += range(n, n + len(wanted))
+            n += len(wanted)
+        else:
+            n += 1
+    if not positions:
         raise ValueError(
-            f"the prompt {prompt!r} does not hold the word {word!r}; a word is written as it is in the prompt, and the "
-            f"text tower reads the first {PROMPT_LENGTH} tokens"
+            f"the prompt {prompt!r} does not hold the word {word!r}, as far as the text tower reads it: give a whole "
+            f"word of it, among its first {PROMPT_LENGTH - 2} tokens"
         )
-    return [n + offset for n in starts for offset in range(len(wanted))]
+    return positions

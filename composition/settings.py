@@ -7,8 +7,9 @@ field.
 from __future__ import annotations
 
 import math
-import operator
+from collections.abc import Collection
 from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
 from typing import get_args, get_type_hints
 
 import numpy as np
@@ -16,8 +17,11 @@ import numpy as np
 from solvers import GRIDS, INVERSIONS, SOLVERS, Grid, NoiseSchedule, StepTable
 
 
-def _setting(default, about: str, choices: tuple[str, ...] = ()):
-    """A field, what it means and what it may be; the command line makes its option and its help of them."""
+def _setting(default, about: str, choices: Collection[str] = ()):
+    """A field, what it means and what it may be; the command line makes its option and its help of them.
+
+    choices: names, or a table of solvers by name, in which an entry that is made later counts as well.
+    """
     return field(default=default, metadata={"about": about, "choices": choices})
 
 
@@ -25,14 +29,14 @@ def _setting(default, about: str, choices: tuple[str, ...] = ()):
 class Settings:
     """What one composition depends on beside its inputs and the model. Defaults are the paper's where it gives them.
 
-    Numbers may be numpy's; they are kept as Python's. Raises ValueError, naming the field, where a value is outside its
-    range or of another kind.
+    `python -m composition run --help` explains every field; so does its metadata["about"]. Numbers may be numpy's; they
+    are kept as Python's. Raises ValueError, naming the field, where a value is outside its range or of another kind.
     """
 
     # TF-ICON, whose solver the paper takes over: DPM-Solver++(2M), uniform in time, no first-order last step.
     steps: int = _setting(20, "T, the steps of the whole grid (paper, section 5.1)")
-    solver: str = _setting("dpm_solver_pp_2m", "the step table, by its name in solvers.SOLVERS", tuple(SOLVERS))
-    grid: str = _setting("time_uniform", "how the steps are spaced (as TF-ICON)", tuple(GRIDS))
+    solver: str = _setting("dpm_solver_pp_2m", "the step table, by its name in solvers.SOLVERS", SOLVERS)
+    grid: str = _setting("time_uniform", "how the steps are spaced (as TF-ICON)", GRIDS)
     lower_order_final: bool = _setting(
         False, "take the last step, and with third-order tables the last two, to lower order (TF-ICON does not)"
     )
@@ -61,7 +65,7 @@ class Settings:
     # At 5 % one sweep is enough for most scans, and two for most of the others; two inversions and their measured round
     # trips then cost 30 or 58 rows of the network. TF-ICON, hence the paper: "naive", nothing measured.
     inversion: str = _setting(
-        "joint", "how scans are inverted; joint and defect are exact, to within the tolerance", tuple(INVERSIONS)
+        "joint", "how scans are inverted; joint and defect are exact, to within the tolerance", INVERSIONS
     )
     tolerance: float = _setting(
         5e-2,
@@ -86,7 +90,7 @@ class Settings:
             value = getattr(self, one.name)
             if value is not None or hints[one.name] in (int, float, bool, str):
                 object.__setattr__(self, one.name, _read(one.name, value, hints[one.name], one.metadata["choices"]))
-        _in_range(self, "steps", 1)
+        _in_range(self, "steps", 1, 1000)  # the times that Stable Diffusion was trained on
         _in_range(self, "start", 1, self.steps)
         for name in ("preserve_until", "feather", "exceptional_token"):
             _in_range(self, name, 0)
@@ -105,22 +109,25 @@ class Settings:
         return SOLVERS[self.solver](grid, lower_order_final=self.lower_order_final)
 
 
-def _read(name: str, value: object, kind: type, choices: tuple[str, ...]) -> object:
+def _read(name: str, value: object, kind: type, choices: Collection[str]) -> object:
     """The value as Python's own number, bool or text. ValueError where it is of another kind, or not among choices."""
-    if choices and value in choices:
-        return value
-    if kind is bool and isinstance(value, bool | np.bool_):
+    if choices and isinstance(value, str) and value in choices:
+        return str(value)
+    is_bool = isinstance(value, bool | np.bool_)
+    if kind is bool and is_bool:
         return bool(value)
     if choices or kind is bool:
         raise ValueError(f"{name} is one of {', '.join(map(str, choices or (False, True)))}; got {value!r}")
     fractional = float in (kind, *get_args(kind))
-    try:
-        if isinstance(value, bool | np.bool_ | str):
-            raise TypeError
-        return float(value) if fractional else operator.index(value)
-    except TypeError:
+    if is_bool or not isinstance(value, Real if fractional else Integral):
         expected = "a number" if fractional else "a whole number"
-        raise ValueError(f"{name} is {expected}, got {value!r}, a {type(value).__name__}") from None
+        raise ValueError(f"{name} is {expected}, got {value!r}, a {type(value).__name__}")
+    try:
+        return float(value) if fractional else int(value)
+    except OverflowError:
+        raise ValueError(
+            f"{name} is a number too large for a float; give one below {np.finfo(float).max:.1e}"
+        ) from None
 
 
 def _in_range(settings: Settings, name: str, low: int, high: int | None = None) -> None:

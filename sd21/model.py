@@ -165,7 +165,16 @@ def load(
 
 def _device(device: str | torch.device | None) -> torch.device:
     if device is not None:
-        return torch.device(device)
+        try:
+            torch.empty(0, device=device)
+            found = torch.device(device)
+        except (RuntimeError, AssertionError) as error:  # an unknown name, or a device that torch was built without
+            raise ValueError(
+                f"device {device} cannot be had: {str(error).splitlines()[0]}; leave it out for the best"
+            ) from error
+        if found.type == "meta":
+            raise ValueError("device meta holds no values; name cpu, cuda or mps, or leave it out for the best")
+        return found
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

@@ -8,8 +8,9 @@ makes tables for two grids. Schedules, grids and tables are float64; states are 
 
 from .belm import belm_denoise, belm_image_pair, belm_invert, belm_start
 from .grids import GRIDS, Grid, discrete, log_snr, time_uniform
-from .inversion import INVERSIONS, Inversion, InversionError, InversionReport, invert
+from .inversion import INVERSIONS, Inversion, InversionError, InversionMethod, InversionReport, invert
 from .prediction import CallRows, DataPrediction, data_prediction, guided
+from .run import Run, Solution
 from .sampling import denoise, history_at, sample
 from .schedule import NoiseSchedule
 from .tables import (
@@ -33,8 +34,11 @@ __all__ = [
     "Grid",
     "Inversion",
     "InversionError",
+    "InversionMethod",
     "InversionReport",
     "NoiseSchedule",
+    "Run",
+    "Solution",
     "Solver",
     "StepTable",
     "belm_denoise",

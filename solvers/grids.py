@@ -16,7 +16,7 @@ from torch import Tensor
 from .schedule import NoiseSchedule, half_log_snr
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors have no plain equality
 class Grid:
     """The times of a run, which leads from index `steps` to index 0.
 

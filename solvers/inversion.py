@@ -10,7 +10,7 @@ Every method is measured in the same way, by the round trip x[start] -> denoise 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -60,7 +60,7 @@ class Inversion:
     errors (float64), rows (int64), converged (bool): (B,), the reports' entries as tensors.
     """
 
-    states: Tensor
+    states: Tensor = field(repr=False)
     reports: tuple[InversionReport, ...]
 
     @property
@@ -143,10 +143,11 @@ def invert(
         raise ValueError(f"tol must be above 0 and max_sweeps 1 or more; got {tol} and {max_sweeps}")
 
     solution = INVERSIONS[method].solve(run, tol, max_sweeps, progress)
+    errors = run.error(solution.states[:, -1], run.images) if solution.errors is None else solution.errors
     reports = tuple(
         InversionReport(method, tol, rows, len(residuals), error, error <= tol, tuple(residuals))
         for rows, error, residuals in zip(
-            run.prediction.rows.tolist(), solution.errors.tolist(), solution.residuals, strict=True
+            run.prediction.rows.tolist(), errors.tolist(), solution.residuals, strict=True
         )
     )
     if INVERSIONS[method].exact and on_failure == "raise" and not all(report.converged for report in reports):
@@ -157,7 +158,7 @@ def invert(
 def solve_naive(run: Run, tol: float, max_sweeps: int, progress: Progress = None) -> Solution:
     """Run the solver upwards, on the reversed grid, as TF-ICON does. This is not an inverse, and it solves nothing."""
     x, _ = run.up(run.x0, run.images, progress)
-    return Solution(x, run.error(x[:, -1], run.images), [[] for _ in x])
+    return Solution(x, [[] for _ in x])
 
 
 def solve_frozen(run: Run, tol: float, max_sweeps: int, progress: Progress = None) -> Solution:
@@ -173,7 +174,7 @@ def solve_frozen(run: Run, tol: float, max_sweeps: int, progress: Progress = Non
         x, searches = anderson_solve(equation, naive[:, i - 1], tol, max_iterations=max_sweeps)
         states.append(x)
         residuals = [earlier + search.residuals for earlier, search in zip(residuals, searches, strict=True)]
-    return Solution(torch.stack(states, 1), run.error(x, run.images), residuals)
+    return Solution(torch.stack(states, 1), residuals)
 
 
 def _frozen_equation(run: Run, i: int, below: Tensor, older: Tensor) -> Equation:
@@ -204,7 +205,7 @@ def solve_defect(run: Run, tol: float, max_sweeps: int, progress: Progress = Non
         return defect, errors
 
     _, searches = anderson_solve(equation, run.x0, tol, max_iterations=max_sweeps, progress=progress)
-    return Solution(best.states, best.errors, [search.residuals for search in searches])
+    return Solution(best.states, [search.residuals for search in searches], best.errors)
 
 
 class _BestRuns:
@@ -243,6 +244,8 @@ def _run_to(x0: Tensor, grid: Grid, start: int, solver: Solver, x0_fn: X0Fn) -> 
             f"the table {solver.name}. Pass dpm_solver_pp_2m, say, or lambda grid: dpm_solver_pp_2m(grid, "
             f"lower_order_final=True)"
         )
+    if not callable(solver):
+        raise TypeError(f"invert takes a solver, a function from a grid to a table such as ddim; got {solver!r}")
     grid = grid.until(start)
     table = solver(grid)
     check_run(x0, grid, table, None)

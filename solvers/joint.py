@@ -102,7 +102,7 @@ def solve_joint(run: Run, tol: float, max_sweeps: int, progress: Progress = None
             candidates = [(error(candidate, image), candidate) for candidate in (x[image], naive[image])]
             search.error, x[image] = min(candidates, key=lambda measured: measured[0])
     errors = torch.tensor([search.error for search in searches], dtype=torch.float64)
-    return Solution(x, errors, [search.residuals for search in searches])
+    return Solution(x, [search.residuals for search in searches], errors)
 
 
 def _newton(equation: Equation, x: Tensor, image: int, search: Search, max_evaluations: int) -> Tensor:

@@ -106,7 +106,7 @@ class DataPrediction:
         x = torch.cat([x] * copies)
         context = torch.cat([_context_of_images(context, images) for context in self.contexts])
         outputs = []
-        for piece in torch.arange(len(x)).split(self.max_batch or len(x)):
+        for piece in torch.arange(len(x)).split(self.max_batch or max(1, len(x))):
             part = slice(int(piece[0]), int(piece[-1]) + 1)
             call = CallRows(rows.i[part], rows.images[part], rows.contexts[part])
             with self.on_call(call):

@@ -106,13 +106,14 @@ class Run:
 class Solution(NamedTuple):
     """What an inversion method found.
 
-    states: x[1..start], (B, start, ...). errors: the measured round-trip errors, (B,) float64. residuals: for every
-    image one number per iteration, of what the method drives to zero.
+    states: x[1..start], (B, start, ...). residuals: for every image one number per iteration, of what the method drives
+    to zero. errors: the round-trip errors, (B,) float64, of a method that has measured them on its way; `invert`
+    measures them for any other.
     """
 
     states: Tensor
-    errors: Tensor
     residuals: list[list[float]]
+    errors: Tensor | None = None
 
 
 # (run, tol, max_sweeps, progress) -> Solution. An inversion method is such a function.

@@ -108,6 +108,10 @@ def _run(
 
 def check_run(x: Tensor, grid: Grid, table: StepTable, start: int | None, history: Sequence[Tensor] = ()) -> int:
     """The index a run starts from. ValueError for a state, table, start or history that do not fit together."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"the state is a {type(x).__name__}; expected a tensor (B, ...), float32 or float64")
+    if not isinstance(table, StepTable):
+        raise TypeError(f"the table is {table!r}; expected a StepTable, which a solver makes: solver(grid)")
     if x.dtype not in (torch.float32, torch.float64) or x.ndim < 2:
         raise ValueError(
             f"states must be float32 or float64 of shape (B, ...), got {x.dtype} of shape {tuple(x.shape)}"

@@ -15,6 +15,7 @@ tau = (lam - lam[i]) / h[i], which runs from 0 to 1 over the step,
 They differ in the polynomial that stands for D, and in how they weigh its slope and its curvature.
 """
 
+import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -24,7 +25,7 @@ from torch import Tensor
 from .grids import Grid
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors have no plain equality
 class StepTable:
     """The numbers of a solver on a grid. ValueError where they do not keep to this description.
 
@@ -96,6 +97,9 @@ SOLVERS: dict[str, Solver] = {}
 
 
 def _named(solver: Solver) -> Solver:
+    """Enter a solver in SOLVERS. TypeError for one that does not take lower_order_final, as all named ones do."""
+    if "lower_order_final" not in inspect.signature(solver).parameters:
+        raise TypeError(f"{solver.__name__} needs a parameter lower_order_final=False, as every named solver has")
     SOLVERS[solver.__name__] = solver
     return solver
 

@@ -162,6 +162,7 @@ def test_bad_rows_are_reported_and_the_others_go_on(tmp_path):
     (tmp_path / "broken.png").write_bytes(b"\x89PNG but no more")
     cases = [
         (BAD, "not a JSON object"),
+        ("[" * 100_000, "not a JSON object"),
         ("[1, 2]", "expected a JSON object, got list"),
         (row(2, prompt=None), "prompt"),
         (row(3, colour="red"), "unknown: colour"),

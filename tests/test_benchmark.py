@@ -187,8 +187,8 @@ def test_a_rank_measures_its_share_and_rank_0_finds_it(parts, whole, again, monk
     assert measure_all(rows, [line.variant], again / "runs", WITHOUT, OddRows(), quiet=True) is None
     measured = {path.stem for path in (again / "runs" / "ours" / "measures").iterdir()}
     assert measured == {row.id for row in rows[1::2]}
-    asked = []
-    monkeypatch.setattr(measures, "measure", lambda *given: asked.append(given) or measure(*given))
+    asked, sound = [], measures._measured
+    monkeypatch.setattr(measures, "_measured", lambda *given: asked.append(given) or sound(*given))
     assert run(parts, again, *ON_DOUBLE, ablations=ABLATIONS) == []
     assert len(asked) == len(rows) - len(measured) and tree(again) == tree(whole[0])
 

@@ -4,6 +4,7 @@ import csv
 from pathlib import Path
 
 import pytest
+import torch
 from benchmark_files import draw, read_csv, run, table_of
 from drawn_datasets import draw_br35h
 from PIL import Image
@@ -116,3 +117,40 @@ def test_the_evidence_has_the_columns_that_the_benchmark_writes(file):
         columns = next(csv.reader(opened))
     assert tuple(columns[:5]) == IDENTITY
     assert columns[5:] == [name for name in METRICS if name in columns[5:]]
+
+
+def test_a_metric_that_fails_costs_the_others_nothing(tmp_path, monkeypatch):
+    def fails_on_copy_paste(c):
+        if torch.equal(c.composite[c.reference.object_mask.expand(-1, 3, -1, -1)],
+                       c.reference.placed[c.reference.object_mask.expand(-1, 3, -1, -1)]):  # fmt: skip
+            raise RuntimeError("no figure")
+        return 1.0
+
+    parts, out = draw(tmp_path), tmp_path / "out"
+    assert run({"busi": parts["busi"]}, out, "copy-paste", "sdedit") == []
+    before = read_csv(out)
+    monkeypatch.setitem(METRICS, "fragile", Metric("fragile", True, fails_on_copy_paste))
+    errors = run({"busi": parts["busi"]}, out, "copy-paste", "sdedit")
+    assert len(errors) == 2 and all(error["variant"] == "copy-paste" for error in errors)
+    assert all(error["error"].startswith("fragile: RuntimeError: no figure") for error in errors)
+    after = read_csv(out)
+    assert [{**entry, "fragile": None} for entry in before] == [{**entry, "fragile": None} for entry in after]
+    assert {(entry["variant"], entry["fragile"]) for entry in after} == {("copy-paste", ""), ("sdedit", "1.0")}
+    lines = {line["line"]: line["metrics"]["fragile"]["finite"] for line in table_of(out)["lines"]}
+    assert lines == {"copy-paste": 0, "sdedit": 2}
+
+
+@pytest.mark.parametrize("name", ["../up", "/abs", ".", "", "a|b"])
+def test_a_method_whose_name_is_no_folder_is_refused(tmp_path, monkeypatch, name):
+    monkeypatch.setitem(METHODS, name, METHODS["copy-paste"])
+    with pytest.raises(ValueError, match="names a folder and a line"):
+        BenchmarkRequest({"busi": (tmp_path, 2)}, 0, (name,), (), ())
+
+
+def test_two_variants_of_one_name_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setitem(METHODS, "ours_preserve_until_1", METHODS["copy-paste"])
+    with pytest.raises(ValueError, match="'ours_preserve_until_1' has the name of a variant of an ablation"):
+        run(draw(tmp_path), tmp_path / "out", "ours_preserve_until_1", "ours", ablations=["tau"])
+    monkeypatch.setitem(METRICS, "dataset", Metric("dataset", True, lambda c: 0.0))
+    with pytest.raises(ValueError, match="the metric dataset has the name of another column"):
+        BenchmarkRequest({"busi": (tmp_path, 2)}, 0, ("ours",), (), ())

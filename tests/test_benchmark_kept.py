@@ -11,7 +11,7 @@ from composition_files import tree
 from fake_model import FakeModel
 
 from composition.benchmark import measures
-from composition.metrics import METRICS, Metric, Networks, measure
+from composition.metrics import METRICS, Metric, Networks
 
 METHODS = ("copy-paste", "sdedit")
 SAMPLES = ("br35h-000", "br35h-001", "busi-000", "busi-001")
@@ -40,9 +40,9 @@ def again(whole, tmp_path):
 @pytest.fixture
 def measured(monkeypatch):
     """The names of the metrics that were measured, one list for each composite that was measured at all."""
-    asked = []
+    asked, sound = [], measures._measured
     monkeypatch.setattr(
-        measures, "measure", lambda comparison, names: asked.append(names) or measure(comparison, names)
+        measures, "_measured", lambda comparison, names: asked.append(names) or sound(comparison, names)
     )
     return asked
 

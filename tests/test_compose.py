@@ -12,7 +12,7 @@ from fake_model import FakeModel
 from small_models import write_small_pipeline
 
 import sd21
-from composition import Composition, Frame, PlacementError, Scan, ScanError, Settings, compose
+from composition import METHODS, Composition, Frame, PlacementError, Scan, ScanError, Settings, compose, latents_of
 from composition.blending import compose_states, feather_weight, preserve_background, preserve_pixels
 from composition.prompts import exceptional_context
 from solvers import SOLVERS, NoiseSchedule, ddim, exponential_ab3, history_at, log_snr
@@ -261,6 +261,34 @@ def test_on_state_hands_out_the_run_and_the_result_its_trajectories():
     assert run(model, one).trajectories is None
 
 
+def test_what_is_handed_out_is_a_copy():
+    """Whoever changes it in place changes neither the run nor what is kept."""
+    model, one, kept = FakeModel(pull=0.2), sample(128, 128), {}
+    plain = run(model, one)
+
+    def spoil(i, x, x0):
+        x.zero_()
+        if x0 is not None:
+            x0.zero_()
+
+    result = run(model, one, on_state=spoil, inversions=kept, keep_trajectories=True)
+    for trajectory in result.trajectories.values():
+        trajectory.states.zero_()
+    again = run(model, one, inversions=kept)
+    # One by one the inversions round otherwise than in a batch of two.
+    for image in (result.image, again.image):
+        assert np.abs(image.astype(int) - plain.image).max() <= 1
+
+
+def test_a_method_inverts_once():
+    def twice(frame):
+        frame.invert(3)
+        return METHODS["ours"](frame)
+
+    with pytest.raises(RuntimeError, match="inverted already; invert as far as is needed, in one call"):
+        run(FakeModel(), sample(), method=twice)
+
+
 def test_a_result_is_shown_in_a_line_and_in_a_notebook_by_its_figure():
     result = run(FakeModel(), sample())
     assert len(repr(result)) < 200 and repr(result).startswith("Composition(120x160 uint8, tumour of 2")
@@ -317,8 +345,19 @@ def test_slips_get_one_clear_type_error_or_just_work():
             compose(model, **inputs | change)
     assert model.rows == 0
     assert np.array_equal(compose(model, **inputs, settings=None).image, run(model, one, Settings()).image)
-    with pytest.raises(TypeError, match=r"the method .* returned None; a method returns frame\.finish"):
-        run(model, one, method=lambda frame: None)
+    for change, message in [
+        ({"table": lambda grid: None}, "the table's builder returned None; expected a StepTable"),
+        ({"grid": lambda schedule, steps: None}, "the grid's builder returned None; expected a Grid"),
+        ({"grid": lambda schedule, steps: log_snr(schedule, steps).reversed()}, "expected a Grid whose index 0 is"),
+        ({"progress": True}, "progress is a bool; expected a function that wraps an iterable"),
+        ({"method": lambda frame: None}, r"the method .* returned None; a method returns frame\.finish"),
+    ]:
+        with pytest.raises(TypeError, match=message):
+            run(model, one, **change)
+    with pytest.raises(TypeError, match=r"model is 'mini'; expected a model, as sd21\.load returns"):
+        compose("mini", **inputs)
+    with pytest.raises(TypeError, match=r"scan is 'brain\.png', a str; expected a Scan: read_scan"):
+        latents_of(model, "brain.png")
 
 
 def log_snr_of(model):

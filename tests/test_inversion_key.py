@@ -11,10 +11,10 @@ from fake_model import FakeModel
 from small_models import write_small_pipeline
 
 import sd21
-from composition import Settings
+from composition import Settings, inversions
 from composition.inversions import KEYED, NOT_KEYED, inversion_key
 from sd21 import attention_hook, default_kernel, record_maps
-from solvers import SOLVERS, StepTable, ddim, discrete
+from solvers import INVERSIONS, SOLVERS, InversionMethod, StepTable, ddim, discrete
 
 
 def key_of(model, image, settings, token=TOKEN, until=7, solver=None):
@@ -63,9 +63,9 @@ def test_another_solver_under_the_same_name_does_not_reuse_a_trajectory():
 
 
 def test_a_grid_that_ends_without_noise_is_refused_by_the_inversion_and_not_by_the_key():
-    for inversions in (None, {}):
+    for kept in (None, {}):
         with pytest.raises(ValueError, match=r"ends at sigma\[0\] = 0: its last step forgets x\[1\]"):
-            run(FakeModel(), sample(), grid=discrete, inversions=inversions)
+            run(FakeModel(), sample(), grid=discrete, inversions=kept)
 
 
 def test_under_an_attention_hook_nothing_is_kept_and_nothing_kept_is_used(tmp_path):
@@ -84,3 +84,21 @@ def test_under_an_attention_hook_nothing_is_kept_and_nothing_kept_is_used(tmp_pa
     with attention_hook(model.unet, recorder):
         again = run(model, one, settings, inversions=kept)
     assert len(kept) == 2 and inverted_at == set(range(8)) and not any(again.reused.values())
+
+
+def test_an_inversion_whose_code_was_edited_does_not_reuse_its_old_results(tmp_path, monkeypatch):
+    """Researchers edit inversions, and a folder of kept ones outlives the edit."""
+    path, model, image = tmp_path / "own.py", FakeModel(), torch.zeros(3, 16, 16)
+
+    def key_with(text):
+        path.write_text(text)
+        scope = {}
+        exec(compile(text, str(path), "exec"), scope)
+        monkeypatch.setitem(INVERSIONS, "own", InversionMethod(scope["solve"], exact=False))
+        return key_of(model, image, Settings(inversion="own"))
+
+    first = key_with("def solve(run, tol, max_sweeps, progress): pass")
+    assert first == key_with("def solve(run, tol, max_sweeps, progress): pass")
+    assert first != key_with("def solve(run, tol, max_sweeps, progress): ...")
+    monkeypatch.setattr(inversions, "_digest_of_package", lambda package: f"an edited {package.__name__}")
+    assert first != key_with("def solve(run, tol, max_sweeps, progress): pass")

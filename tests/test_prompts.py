@@ -1,6 +1,7 @@
 """One row of the text tower stands for the 77 of the exceptional prompt. These tests check that, in the tower and
 through the whole network."""
 
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -85,8 +86,12 @@ def test_the_positions_of_a_word_are_those_of_its_tokens(model):
         "q",
         "z</w>",
     ]
-    for missing in ("breast", "tum", ""):
-        with pytest.raises(ValueError, match=f"does not hold the word {missing!r}"):
+    assert token_positions(model, prompt, "TUMOUR") == positions
+    assert token_positions(model, "a a a a", "a a") == [1, 2, 3, 4]  # no position comes twice
+    for missing in ("breast", "tum", "", "r", "mour", "<|endoftext|>"):
+        with pytest.raises(ValueError, match=f"does not hold the word {re.escape(repr(missing))}"):
             token_positions(model, prompt, missing)
-    with pytest.raises(ValueError, match="reads the first 77 tokens"):
-        token_positions(model, "a " * 76 + "tumour", "tumour")
+    # The text tower reads the start, 75 tokens and the end.
+    assert token_positions(model, "a " * 74 + "tumour", "tumour") == [75]
+    with pytest.raises(ValueError, match="among its first 75 tokens"):
+        token_positions(model, "a " * 75 + "tumour", "tumour")

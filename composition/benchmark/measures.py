@@ -15,7 +15,7 @@ from pathlib import Path
 
 from sd21.files import read_json_lines, sha256, write_json, write_text
 
-from ..metrics import METRICS, Networks, Reference, measurable, measure
+from ..metrics import METRICS, Comparison, Networks, Reference, measurable, measure
 from ..runs.manifest import Row
 from ..runs.ranks import Ranks
 from ..runs.record import read_kept, told
@@ -87,15 +87,28 @@ def _measure_sample(
             asked = {"composite": sha256(file), "inputs": record["inputs"], "prompt": record["prompt"]}
             kept = _kept(path, asked)
             lacking = [name for name, network in asked_for.items() if name not in kept or kept[name][1] != network]
+            failed = {}
             if lacking:
                 reference = reference or Reference.of(row.request.read(), networks)
-                measured = measure(reference.compare(read_scan(file)), lacking)
+                measured, failed = _measured(reference.compare(read_scan(file)), lacking)
                 kept |= {name: (value, asked_for[name]) for name, value in measured.items()}
                 _keep(path, asked, kept)
-            values[variant] = {name: kept[name][0] for name in asked_for}
+            values[variant] = {name: kept[name][0] for name in asked_for if name not in failed}
+            errors += [{"variant": variant, "id": row.id, "error": f"{name}: {why}"} for name, why in failed.items()]
         except Exception as error:  # as in batch: the others go on, whatever is wrong with one
             errors.append({"variant": variant, "id": row.id, "error": told(error)})
     return values, errors
+
+
+def _measured(comparison: Comparison, names: Sequence[str]) -> tuple[dict[str, float], dict[str, str]]:
+    """The metrics of these names, and what went wrong with those that failed, which costs the others nothing."""
+    values, failed = {}, {}
+    for name in names:
+        try:
+            values |= measure(comparison, [name])
+        except Exception as error:
+            failed[name] = told(error)
+    return values, failed
 
 
 def _kept(path: Path, asked: dict) -> dict[str, tuple[float, str | None]]:

@@ -4,6 +4,7 @@ modules of the package each do one of these steps, and only this one knows their
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from sd21.files import atomic, read_json_lines, remove_partial, write_json, writ
 from ..canvas import reproduce
 from ..datasets import DATASETS, Benchmark, build_benchmark
 from ..methods import METHODS
-from ..metrics import Networks
+from ..metrics import METRICS, Networks
 from ..runs.batch import run_batch
 from ..runs.manifest import Row, read_manifest
 from ..runs.ranks import Ranks
@@ -22,7 +23,7 @@ from ..scans.errors import DatasetError
 from ..settings import Settings
 from . import variants
 from .grid import grid
-from .measures import measure_all, parts_of, write_csv
+from .measures import IDENTITY, measure_all, parts_of, write_csv
 from .plots import check_matplotlib, plot
 from .table import markdown, tabulate
 from .variants import ABLATIONS, Lineup, Variant
@@ -58,6 +59,11 @@ class BenchmarkRequest:
                 )
         if not self.methods:
             raise ValueError(f"no method is named; expected one or more of {', '.join(METHODS)}")
+        for name in self.methods:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+                raise ValueError(f"the method {name!r} names a folder and a line: letters, digits, '_' and '-' only")
+        if taken := [name for name in METRICS if name in IDENTITY]:
+            raise ValueError(f"the metric {', '.join(taken)} has the name of another column; give it another name")
 
 
 def run_benchmark(
@@ -81,7 +87,7 @@ def run_benchmark(
     if request.ablations:
         check_matplotlib()
         lineups += [ABLATIONS[name](settings) for name in request.ablations]
-    wanted = list({line.variant.name: line.variant for each in lineups for line in each.lines}.values())
+    wanted = variants.all_of(lineups)
     read = {name: replace(DATASETS[name].read(folder), name=name) for name, (folder, _) in request.parts.items()}
     parts = [(read[name], count) for name, (_, count) in request.parts.items()]
     benchmark = build_benchmark(out / "samples", parts, request.seed)
@@ -104,7 +110,11 @@ def run_benchmark(
     write_errors(out / "errors.jsonl", errors)
     counts = {dataset.name: count for dataset, count in parts}
     reproduced = functools.partial(reproduce, load_model()) if request.reproduce else None
-    for lineup in lineups if entries else ():
+    for lineup in lineups:
+        if not entries:  # an earlier run's tables would speak of composites that are not there
+            for suffix in (".json", ".md", ".png", "_grid.png"):
+                (out / f"{lineup.name}{suffix}").unlink(missing_ok=True)
+            continue
         _write_table(lineup, counts, request.seed, benchmark, entries, networks, out)
         _write_grid(lineup, request.shown, rows, entries, out, reproduced)
     return errors

@@ -56,7 +56,7 @@ def tabulate(lineup: Lineup, counts: dict[str, int], entries: list[dict], networ
                     "samples": len(found),
                     "failed": samples - len(found),
                     "rows": summarise([entry["rows_inversion"] + entry["rows_composition"] for entry in found]),
-                    "metrics": {name: summarise([entry[name] for entry in found]) for name in columns},
+                    "metrics": {name: summarise([entry[name] for entry in found if name in entry]) for name in columns},
                 }
             )
     reference = next((line for line in lineup.lines if line.variant.name == OURS), None)
@@ -82,7 +82,8 @@ def paired(other: str, dataset: str, entries: list[dict], columns: Sequence[str]
     ours, theirs = ({entry["id"]: entry for entry in _entries_of(name, dataset, entries)} for name in (OURS, other))
     both = [(ours[sample], theirs[sample]) for sample in ours if sample in theirs]
     with np.errstate(invalid="ignore"):  # inf - inf, of two infinite PSNRs
-        differences = {name: np.array([a[name] for a, _ in both]) - [b[name] for _, b in both] for name in columns}
+        pairs = {name: [(a[name], b[name]) for a, b in both if name in a and name in b] for name in columns}
+        differences = {name: np.array([a - b for a, b in found]) for name, found in pairs.items()}
     metrics = {name: summarise(values[np.isfinite(values)]) for name, values in differences.items()}
     return {"samples": len(both), "metrics": metrics}
 

@@ -74,6 +74,18 @@ def tau_ablation(settings: Settings) -> Lineup:
     return Lineup("ablation_tau", "Selection of tau (the paper's Fig. 9)", lines, varied="tau")
 
 
+def all_of(lineups: Sequence[Lineup]) -> list[Variant]:
+    """The variants of all lineups, each once. Raises ValueError where two have one name, and so one folder."""
+    found: dict[str, Variant] = {}
+    for variant in (line.variant for lineup in lineups for line in lineup.lines):
+        if found.setdefault(variant.name, variant) != variant:
+            raise ValueError(
+                f"the method {variant.name!r} has the name of a variant of an ablation; give the method another name, "
+                "or leave the ablation out"
+            )
+    return list(found.values())
+
+
 def _check(ablation: str, option: str, value: int, least: int, runs: str) -> None:
     """Refuse what the user chose, before Settings refuses a value of the ablation that the user never saw."""
     if value < least:

@@ -68,13 +68,17 @@ def compose(
         (1, C, h, w); D[0] is None. A method without such a run (copy-paste) never calls it.
     keep_trajectories: leave the inverted trajectories in the result.
     progress: wraps the solvers' loops, e.g. tqdm.
-    Before the network runs, raises TypeError for arguments of another type, ValueError (PlacementError for what cannot
-    be placed) for values that do not fit; later solvers.InversionError for a scan that missed the tolerance.
+    Before the network runs, raises TypeError for arguments of another type and for a method that does not exist, and
+    ValueError (PlacementError for masks and for what cannot be placed) for values that do not fit; later
+    solvers.InversionError for a scan that missed the tolerance.
     """
     settings, run = _settings_or_default(settings), method_of(method)
     _check_callable("table", table, "a function from a grid to a StepTable; settings.solver takes a name")
     _check_callable("grid", grid, "a function of a schedule and a number of steps; settings.grid takes a name")
     _check_callable("on_state", on_state, "a function of i, x[i] and D[i]")
+    _check_callable("progress", progress, "a function that wraps an iterable, such as tqdm.tqdm")
+    if not hasattr(model, "unet"):
+        raise TypeError(f"model is {model!r}; expected a model, as sd21.load returns (composition/model.py)")
     if not isinstance(inversions, MutableMapping | None):
         raise TypeError(f"inversions is {inversions!r}; expected a mapping, such as {{}} or an InversionStore, or None")
     sample = Sample(background, obj, object_mask, user_mask, prompt)

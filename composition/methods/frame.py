@@ -10,7 +10,7 @@ import io
 import time
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -36,22 +36,34 @@ OnState = Callable[[int, torch.Tensor, torch.Tensor | None], None]
 
 @dataclass(frozen=True, eq=False, repr=False)  # arrays have no plain equality, and fill a screen
 class Composition:
-    """One result. All arrays are in the background's own coordinates and size (H, W)."""
+    """One result. All arrays are in the background's own coordinates and size (H, W).
 
-    sample: Sample  # what it was made of
-    image: np.ndarray  # (H, W) or (H, W, 3), uint8 or uint16, as the background's file
-    decoded: bool  # whether all pixels came through the autoencoder, so that none is a pixel of a scan
-    mask: np.ndarray  # bool (H, W): where the tumour is
-    placed: np.ndarray  # as image: the placed object with its tissue, before composition
-    clipped: float  # share of the placed object mask that lay outside the user mask and was cut
-    canvas: tuple[int, int]  # (height, width) in pixels that the network saw
-    solver: str  # the name of the step table
+    sample: what it was made of. image: (H, W) or (H, W, 3), uint8 or uint16, as the background's file.
+    decoded: whether all pixels came through the autoencoder, so that none is a pixel of a scan.
+    mask: bool (H, W), where the tumour is. placed: as image, the placed object with its tissue, before composition.
+    clipped: the share of the placed object mask that lay outside the user mask and was cut.
+    canvas: (height, width) in pixels that the network saw. solver: the name of the step table.
+    inversion: the reports of "background" and "object", for methods that invert. reused: whether each of the two
+        inversions had been made before.
+    rows: rows through the UNet by stage, "inversion" and "composition"; a reused inversion costs none.
+    seconds: by stage, "encode", "inversion", "composition" and "decode", as far as the method timed them.
+    trajectories: of "background" and "object", where they were asked for; else None.
+    """
+
+    sample: Sample
+    image: np.ndarray
+    decoded: bool
+    mask: np.ndarray
+    placed: np.ndarray
+    clipped: float
+    canvas: tuple[int, int]
+    solver: str
     exceptional_token: int
-    inversion: dict[str, InversionReport]  # of "background" and "object", for methods that invert
-    reused: dict[str, bool]  # whether each inversion had been made before
-    rows: dict[str, int]  # rows through the UNet by stage, "inversion" and "composition"; a reused inversion costs none
-    seconds: dict[str, float]  # by stage: "encode", "inversion", "composition", "decode"
-    trajectories: dict[str, Trajectory] | None  # of "background" and "object", where they were asked for
+    inversion: dict[str, InversionReport]
+    reused: dict[str, bool]
+    rows: dict[str, int]
+    seconds: dict[str, float]
+    trajectories: dict[str, Trajectory] | None
 
     def __repr__(self) -> str:
         height, width = self.mask.shape
@@ -112,8 +124,14 @@ class Frame:
         if has_hook(model.unet):
             self.inversions = None
         self.token = prompts.exceptional_token(model, self.settings.exceptional_token)
+        if not isinstance(self.grid, Grid) or self.grid.rises:
+            raise TypeError(
+                f"the grid's builder returned {self.grid!r}; expected a Grid whose index 0 is the clean end"
+            )
         self.grid.check_start(self.settings.start)
         self.table = self.solver(self.grid)
+        if not isinstance(self.table, StepTable):
+            raise TypeError(f"the table's builder returned {self.table!r}; expected a StepTable")
         self.table.check_fits(self.grid)
         self.placement = place(sample.background, sample.obj, sample.object_mask, sample.user_mask)
         self.background = canvas_image(model, sample.background.values())
@@ -138,8 +156,11 @@ class Frame:
     def invert(self, until: int, settings: Settings | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """The states x[0..until] of the background and of the placed object, (until + 1, 1, C, h / 8, w / 8) each.
 
-        They are looked up in `inversions` first. settings: of the inversion, where they are not the frame's own.
+        They are looked up in `inversions` first. settings: of the inversion, where they are not the frame's own. A
+        method calls this once, because the result reports one inversion of each scan; a second call is a RuntimeError.
         """
+        if self.trajectories:
+            raise RuntimeError("this frame's scans are inverted already; invert as far as is needed, in one call")
         settings, grid = settings or self.settings, self.grid.until(until)
         images = {"background": self.background, "object": self.obj}
         keys = {name: self._inversion_key(image, settings, grid) for name, image in images.items()}
@@ -219,13 +240,14 @@ class Frame:
         """x[0] of the composition's run from x = x[start]; `on_state` sees every state of it.
 
         history: D[start + 1], D[start + 2], ...; without it the run begins as the solver begins one.
+        edit: edit(i, x) -> x, called on every state i = start, ..., 0 before the network sees it, as Eq. 9 is.
         """
         run = self.grid if history else self.grid.until(start)
         table = self.table if history else self.solver(run)
         states = sampling_run(x, run, table, x0_fn, start=start, history=history, edit=edit, progress=self.progress)
         for i, x, x0 in states:
-            if self.on_state is not None:
-                self.on_state(i, x, x0)
+            if self.on_state is not None:  # copies, so that nobody changes the run in place
+                self.on_state(i, x.clone(), None if x0 is None else x0.clone())
         return x
 
     def finish(self, latent: torch.Tensor) -> Composition:
@@ -254,8 +276,12 @@ class Frame:
             reused=self.reused,
             rows=self.rows,
             seconds=self.seconds,
-            trajectories=self.trajectories if self.keep_trajectories else None,
+            trajectories=self._own_trajectories() if self.keep_trajectories else None,
         )
+
+    def _own_trajectories(self) -> dict[str, Trajectory]:
+        """Copies, so that nobody changes a kept trajectory in place."""
+        return {name: replace(each, states=each.states.clone()) for name, each in self.trajectories.items()}
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:

@@ -22,7 +22,7 @@ from .frame import Composition, Frame
 
 
 def ours(frame: Frame) -> Composition:
-    """Raises solvers.InversionError for a scan that missed the tolerance."""
+    """The three steps of this module. Raises solvers.InversionError for a scan that missed the tolerance."""
     start, history = frame.settings.start, ()
     # A run continued with history takes as many data predictions above start as the solver weighs beside D[start].
     carried = frame.table.terms - 1 if frame.settings.history == "carry" else 0

@@ -52,7 +52,7 @@ def read_manifest(path: str | Path, settings: Settings) -> tuple[list[Row], dict
 def _parse(text: str, line: int, folder: Path, settings: Settings) -> Row:
     try:
         entry = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise RowError(f"not a JSON object: {error}") from error
     if not isinstance(entry, dict):
         raise RowError(f"expected a JSON object, got {type(entry).__name__}")

@@ -86,6 +86,22 @@ class Scan:
         return np.repeat(pixels[..., None], 3, axis=2) if pixels.ndim < self.pixels.ndim else pixels
 
 
+def check_scan(name: str, value: object) -> None:
+    """Raises TypeError, which says how to get one, for an argument that is no Scan."""
+    if not isinstance(value, Scan):
+        raise TypeError(
+            f"{name} is {described(value)}; expected a Scan: read_scan(path) reads one from a file, Scan(pixels) makes "
+            "one of an array"
+        )
+
+
+def described(value: object) -> str:
+    """What a caller gave, in a few words."""
+    if isinstance(value, np.ndarray):
+        return f"an array, {value.dtype} {value.shape}"
+    return f"{value!r}, a {type(value).__name__}" if isinstance(value, str) else f"a {type(value).__name__}"
+
+
 def values_of(pixels: np.ndarray, window: tuple[int, int]) -> np.ndarray:
     """Stored pixels (H, W) or (H, W, 3) as float32 (H, W, 3), the window's two ends at -1 and 1."""
     low, high = window

@@ -43,7 +43,9 @@ def watched(model, one, settings, **keywords):
     return result, [(call, x, t) for call, (x, t, _) in zip(seen, inputs, strict=True)]
 
 
-@pytest.mark.parametrize("inversion", ["naive", "joint", "defect", "frozen"])
+@pytest.mark.parametrize(
+    "inversion", ["naive", *(pytest.param(name, marks=pytest.mark.slow) for name in ("joint", "defect", "frozen"))]
+)
 def test_every_row_of_every_call_is_told(model, inversion):
     one, settings = sample(128, 128), Settings(inversion=inversion, tolerance=1e-4)
     result, calls = watched(model, one, settings)
@@ -158,6 +160,7 @@ def test_the_readmes_maps_of_a_word_over_the_steps():
     assert torch.Size([32, 32]) in sizes  # the small checkpoint's canvas of 256 pixels
 
 
+@pytest.mark.slow
 def test_the_readmes_comparison_of_inversions_is_six_lines(capsys):
     code = shown("inversions of a scan")
     assert len([line for line in code.splitlines() if line and not line.startswith(("import", "from"))]) <= 6

@@ -81,6 +81,7 @@ def _identity_error(model, background, mask, settings) -> int:
     return np.abs(image.astype(int) - expected).max()
 
 
+@pytest.mark.slow
 def test_the_identity_through_the_whole_network(tmp_path):
     """The same holds through sd21's own UNet, VAE and text tower. Random weights make a network rougher than trained
     ones do, and it cannot be inverted at most images. With the UNet's output scaled to a tenth it can."""

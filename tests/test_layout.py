@@ -124,6 +124,7 @@ def test_the_help_of_all_commands_imports_nothing_heavy():
     assert not loaded_by(program) & heavy
 
 
+@pytest.mark.slow
 def test_solvers_import_no_more_than_torch_does():
     added = loaded_by("import solvers") - loaded_by("import torch, numpy")
     assert added == {"solvers"}

@@ -149,6 +149,7 @@ def test_the_loaded_networks_compute_what_diffusers_computes_from_the_same_file(
     torch.testing.assert_close(model.decode(x), vae.decode(x / 0.18215).sample, **close)
 
 
+@pytest.mark.slow
 def test_the_caller_says_which_of_the_two_models_it_is(file, tokenizer):
     for prediction_type, size in (("epsilon", 128), ("v_prediction", 192)):
         model = sd21.load(file, prediction_type=prediction_type, tokenizer=tokenizer, device="cpu")

@@ -132,11 +132,13 @@ def test_a_time_limit_ends_at_a_checkpoint_and_the_run_goes_on(run, scans, tmp_p
     assert log_of(tmp_path / "vae.csv")[-1]["psnr_mri"] == log_of(run / "vae.csv")[-1]["psnr_mri"]
 
 
+@pytest.mark.slow
 def test_another_plan_is_refused(run, scans):
     with pytest.raises(ValueError, match=r"trained with .*'batch': 4.*asked for .*'batch': 2"):
         stage("vae", scans, run, *VAE_OPTIONS, "--batch", "2")
 
 
+@pytest.mark.slow
 def test_latents_of_other_scans_are_refused(run, tmp_path):
     draw_scans(tmp_path, each=2)
     with pytest.raises(ValueError, match="is of other scans"):
@@ -151,6 +153,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     assert not (tmp_path / "x.pt").exists()
 
 
+@pytest.mark.slow
 def test_training_learns(run):
     """Seen: VAE loss 2.4 to 1.5, PSNR of the lagging average 7.9 to 10.5 and 6.8 to 8.3; eps loss 0.96 to 0.60.
 
@@ -163,6 +166,7 @@ def test_training_learns(run):
     assert last["loss"] < 0.8 and last["held_out_loss"] < 0.8  # a guess of eps = 0 has 1
 
 
+@pytest.mark.slow
 def test_latents_have_unit_variance_and_variant_0_is_the_scan(run, scans):
     latents = torch.load(run / "latents.pt")
     assert latents["training"].shape == (10, 2, 4, 8, 8) and latents["held_out"].shape == (5, 4, 8, 8)
@@ -176,10 +180,12 @@ def test_latents_have_unit_variance_and_variant_0_is_the_scan(run, scans):
     assert (encoded - latents["training"][:2, 1]).abs().mean() > 0.1
 
 
+@pytest.mark.slow
 def test_diffusers_loads_the_export_and_agrees(run):
     assert_diffusers_agrees(sd21.load(run / "checkpoint", device="cpu"), run / "checkpoint")
 
 
+@pytest.mark.slow
 def test_export_refuses_an_existing_folder(run, scans):
     with pytest.raises(FileExistsError, match="move it away"):
         stage("export", scans, run, "--to", str(run / "checkpoint"))

@@ -38,6 +38,7 @@ def test_no_held_out_scan_has_a_twin_in_the_training_set(real_scans):
     assert not {group[scan.name] for scan in training} & {group[scan.name] for scan in held_out}
 
 
+@pytest.mark.slow
 def test_the_committed_list_is_what_the_rule_chooses(real_scans):
     assert data.choose_held_out(*real_scans) == data.HELD_OUT_LIST.read_text().splitlines()
 

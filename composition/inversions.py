@@ -13,10 +13,11 @@ import functools
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Sequence
+import marshal
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from types import ModuleType
 
 import torch
 
@@ -29,7 +30,8 @@ from .model import Model
 from .prompts import exceptional_context
 from .settings import Settings
 
-KEY_VERSION = 2  # of the key itself: what it is made of, and in which order
+# We raise it whenever the key is made of other things, or in another order.
+KEY_VERSION = 2
 # Every field of Settings is in one of these two sets, and a test holds that. The key is made of all fields that are not
 # in the second one, so that a field somebody forgets costs an inversion and never reuses a stale one.
 # max_batch changes no equation, and yet the last bits: a batch of another size rounds otherwise.
@@ -83,14 +85,14 @@ def inversion_key(model: Model, image: torch.Tensor, token: int, settings: Setti
 
     image: the scan on the canvas, (3, h, w). grid: from the clean end to the last inverted state. The numbers of the
     grid and of the solver's tables on it, both down and up, stand for the solver, whatever it is called. The code of
-    `solvers`, of `sd21` and of the file that holds the inversion method is in the key, so that whoever edits an
-    inversion gets no result of the old one. A network stands in it by `model.identity`: whoever changes weights in
-    memory must take another mapping. The versions of other software, the number of threads and the device's make are
-    not in it; they change the last bits.
+    `solvers` and `sd21` and of the module that holds the inversion method is in the key, so that whoever edits an
+    inversion gets no result of the old one; what that module imports from elsewhere is not. A network stands in it by
+    `model.identity`: whoever changes weights in memory must take another mapping. The versions of other software, the
+    number of threads and the device's make are not in it; they change the last bits.
     """
     about = {
         "version": KEY_VERSION,
-        "code": [*map(_digest_of_package, (sd21, solvers)), _digest_of_file(INVERSIONS[settings.inversion].solve)],
+        "code": [CODE, *code_of(INVERSIONS[settings.inversion].solve)],
         "model": model.identity,
         "prediction_type": model.prediction_type,
         "dtype": str(model.dtype),
@@ -109,16 +111,38 @@ def inversion_key(model: Model, image: torch.Tensor, token: int, settings: Setti
     return digest.hexdigest()
 
 
-@functools.cache
-def _digest_of_package(package: ModuleType) -> str:
-    """The SHA-256 of a package's own modules, without those of its packages."""
+def digest_of(paths: Iterable[Path]) -> str:
+    """The SHA-256 of the contents of files, in the order of their paths."""
     digest = hashlib.sha256()
-    for path in sorted(Path(package.__file__).parent.glob("*.py")):
+    for path in sorted(paths):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
-def _digest_of_file(function: Callable) -> str | None:
-    """The SHA-256 of the file in which a function is written; None for one that was typed at a prompt."""
-    path = Path(inspect.unwrap(function).__code__.co_filename)
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+# What inverts a scan, as it was when it was loaded: the networks, the solvers, and what this package adds to them.
+HERE = Path(__file__).parent
+CODE = digest_of(
+    [
+        *(path for package in (sd21, solvers) for path in Path(package.__file__).parent.glob("*.py")),
+        *(HERE / name for name in ("calls.py", "inversions.py", "prompts.py")),
+    ]
+)
+
+
+def code_of(solve: Callable) -> list[str]:
+    """What tells the code of an inversion method that is not in `solvers`, as it was loaded, from any other.
+
+    It covers the function and all functions of its module; a partial's arguments count too.
+    """
+    about = []
+    while isinstance(solve, functools.partial):
+        about.append(repr((solve.args, sorted(solve.keywords.items()))))
+        solve = solve.func
+    function = inspect.unwrap(solve) if inspect.isfunction(solve) else type(solve).__call__
+    home = function.__module__ or ""
+    if home.split(".")[0] == solvers.__name__:
+        return about  # CODE has it
+    beside = vars(sys.modules[home]).values() if home in sys.modules else ()
+    own = [one for one in beside if inspect.isfunction(one) and one.__module__ == home]
+    # Version 2 of the format does not depend on what else refers to a constant.
+    return [*about, *(hashlib.sha256(marshal.dumps(one.__code__, 2)).hexdigest() for one in (function, *own))]

@@ -26,7 +26,8 @@ class Model(Protocol):
     """A latent diffusion model: an autoencoder, a text tower, and a network that predicts noise.
 
     unet: x (B, C, h, w), t (B,) float64 on the CPU, context (B or 1, L, D) -> eps or v, as `prediction_type`
-        ("epsilon" or "v_prediction") says. Where it has a `hook_slot` (sd21.attention), hooks reach its attention.
+        ("epsilon" or "v_prediction") says. Where it has a `hook_slot` (sd21.attention), hooks reach its attention; a
+        function around such a network has to have its slot too.
     vae: vae.config.factor is the number of pixels along each side of a latent cell.
     tokenizer: of the transformers library; `prompts.token_positions` alone asks for it.
     alphas_cumprod: alpha² at the training times, (N,) float64, on the CPU.

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 class Site:
     """Where in the UNet an attention layer sits, the grid its queries lie on in this call, and what the call is for.
 
-    call: what the caller of the network said about the call by `describe_calls`, or None if it said nothing. Inside a
+    call: what the caller of the network said about the call by `describe_call`, or None if it said nothing. Inside a
         composition it is a `composition.Call`: the stage, and for every row of q, k and v the index i, the image and
         the context.
     """

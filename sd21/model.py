@@ -170,7 +170,7 @@ def _device(device: str | torch.device | None) -> torch.device:
             found = torch.device(device)
         except (RuntimeError, AssertionError) as error:  # an unknown name, or a device that torch was built without
             raise ValueError(
-                f"device {device} cannot be had: {str(error).splitlines()[0]}; leave it out for the best"
+                f"device {device!r} cannot be had: {str(error).splitlines()[0]}; leave it out for the best"
             ) from error
         if found.type == "meta":
             raise ValueError("device meta holds no values; name cpu, cuda or mps, or leave it out for the best")

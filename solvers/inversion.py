@@ -143,6 +143,7 @@ def invert(
         raise ValueError(f"tol must be above 0 and max_sweeps 1 or more; got {tol} and {max_sweeps}")
 
     solution = INVERSIONS[method].solve(run, tol, max_sweeps, progress)
+    _check_solution(method, solution, run)
     errors = run.error(solution.states[:, -1], run.images) if solution.errors is None else solution.errors
     reports = tuple(
         InversionReport(method, tol, rows, len(residuals), error, error <= tol, tuple(residuals))
@@ -260,3 +261,16 @@ def _run_to(x0: Tensor, grid: Grid, start: int, solver: Solver, x0_fn: X0Fn) -> 
             "x0 must hold one image or more, all finite and none zero throughout: errors are relative to |x0|"
         )
     return Run(x0, grid, table, solver(grid.reversed()), CountedPrediction(x0_fn, len(x0)))
+
+
+def _check_solution(method: str, solution: object, run: Run) -> None:
+    """TypeError or ValueError for what an inversion method of somebody's own may have returned by mistake."""
+    if not isinstance(solution, Solution):
+        raise TypeError(f"the inversion {method!r} returned {type(solution).__name__}; a method returns a Solution")
+    states, expected = solution.states, (len(run.x0), run.start, *run.x0.shape[1:])
+    if states.shape != expected or states.dtype != run.x0.dtype or len(solution.residuals) != len(run.x0):
+        raise ValueError(
+            f"the inversion {method!r} returned states {tuple(states.shape)} {states.dtype} and "
+            f"{len(solution.residuals)} lists of residuals; expected x[1..start], {expected} {run.x0.dtype}, and a list "
+            "for each image"
+        )

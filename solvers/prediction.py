@@ -87,6 +87,8 @@ class DataPrediction:
         return x0_fn
 
     def _predict(self, x: Tensor, i: int | Tensor, images: Tensor) -> Tensor:
+        if len(x) == 0:
+            raise ValueError("a data prediction takes one state or more, got none; leave the call out")
         index = _rows_index(i, len(x), self.grid.steps)
         output = self._run_network(x, index, images)
         if self.rows_per_state == 2:
@@ -106,7 +108,7 @@ class DataPrediction:
         x = torch.cat([x] * copies)
         context = torch.cat([_context_of_images(context, images) for context in self.contexts])
         outputs = []
-        for piece in torch.arange(len(x)).split(self.max_batch or max(1, len(x))):
+        for piece in torch.arange(len(x)).split(self.max_batch or len(x)):
             part = slice(int(piece[0]), int(piece[-1]) + 1)
             call = CallRows(rows.i[part], rows.images[part], rows.contexts[part])
             with self.on_call(call):

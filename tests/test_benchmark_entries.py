@@ -1,6 +1,8 @@
 """These tests add a new method, a new metric and a new dataset, each as one entry, and run the benchmark on them."""
 
 import csv
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -154,3 +156,29 @@ def test_two_variants_of_one_name_are_refused(tmp_path, monkeypatch):
     monkeypatch.setitem(METRICS, "dataset", Metric("dataset", True, lambda c: 0.0))
     with pytest.raises(ValueError, match="the metric dataset has the name of another column"):
         BenchmarkRequest({"busi": (tmp_path, 2)}, 0, ("ours",), (), ())
+
+
+def test_a_record_that_does_not_say_is_taken_to_show_a_scan(tmp_path):
+    """So is one of an earlier version, and the benchmark goes on with it."""
+    parts, out = draw(tmp_path), tmp_path / "out"
+    assert run({"busi": parts["busi"]}, out, "sdedit", shown=(0,), reproduce=True) == []
+    before = (out / "grid.png").read_bytes()
+    for path in (out / "runs" / "sdedit" / "records").iterdir():
+        record = json.loads(path.read_text())
+        assert record.pop("decoded") is True
+        path.write_text(json.dumps(record))
+    assert run({"busi": parts["busi"]}, out, "sdedit", shown=(0,), reproduce=True) == []
+    assert (out / "grid.png").read_bytes() != before
+
+
+def test_tables_and_grids_of_an_earlier_run_do_not_outlive_its_composites(tmp_path, monkeypatch):
+    parts, out = draw(tmp_path), tmp_path / "out"
+    assert run({"busi": parts["busi"]}, out, "sdedit") == []
+    shutil.rmtree(out / "runs")
+
+    def fails(frame):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setitem(METHODS, "sdedit", fails)
+    assert len(run({"busi": parts["busi"]}, out, "sdedit")) == 2
+    assert not [name for name in ("table.md", "table.json", "grid.png") if (out / name).exists()]

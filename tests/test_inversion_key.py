@@ -2,6 +2,8 @@
 
 import dataclasses
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from small_models import write_small_pipeline
 
 import sd21
 from composition import Settings, inversions
-from composition.inversions import KEYED, NOT_KEYED, inversion_key
+from composition.inversions import CODE, KEYED, NOT_KEYED, digest_of, inversion_key
 from sd21 import attention_hook, default_kernel, record_maps
 from solvers import INVERSIONS, SOLVERS, InversionMethod, StepTable, ddim, discrete
 
@@ -86,19 +88,59 @@ def test_under_an_attention_hook_nothing_is_kept_and_nothing_kept_is_used(tmp_pa
     assert len(kept) == 2 and inverted_at == set(range(8)) and not any(again.reused.values())
 
 
-def test_an_inversion_whose_code_was_edited_does_not_reuse_its_old_results(tmp_path, monkeypatch):
-    """Researchers edit inversions, and a folder of kept ones outlives the edit."""
-    path, model, image = tmp_path / "own.py", FakeModel(), torch.zeros(3, 16, 16)
+def own_inversion(path, text):
+    """An inversion method that was written to a file and loaded from there."""
+    path.write_text(text)
+    scope = {}
+    exec(compile(text, str(path), "exec"), scope)
+    return scope["solve"]
 
-    def key_with(text):
-        path.write_text(text)
-        scope = {}
-        exec(compile(text, str(path), "exec"), scope)
-        monkeypatch.setitem(INVERSIONS, "own", InversionMethod(scope["solve"], exact=False))
+
+def test_an_inversion_whose_code_was_edited_does_not_reuse_its_old_results(tmp_path, monkeypatch):
+    """Researchers edit inversions, and a folder of kept ones outlives the edit. What counts is the code as loaded."""
+    model, image = FakeModel(), torch.zeros(3, 16, 16)
+
+    def key_with(solve):
+        monkeypatch.setitem(INVERSIONS, "own", InversionMethod(solve, exact=False))
         return key_of(model, image, Settings(inversion="own"))
 
-    first = key_with("def solve(run, tol, max_sweeps, progress): pass")
-    assert first == key_with("def solve(run, tol, max_sweeps, progress): pass")
-    assert first != key_with("def solve(run, tol, max_sweeps, progress): ...")
-    monkeypatch.setattr(inversions, "_digest_of_package", lambda package: f"an edited {package.__name__}")
-    assert first != key_with("def solve(run, tol, max_sweeps, progress): pass")
+    old = own_inversion(tmp_path / "own.py", "def solve(run, tol, max_sweeps, progress): return 1")
+    new = own_inversion(tmp_path / "own.py", "def solve(run, tol, max_sweeps, progress): return 2")
+    typed, other = lambda *_: 1, lambda *_: 2
+    keys = [key_with(solve) for solve in (old, new, typed, other, partial(new, tol=1), partial(new, tol=2))]
+    assert len(set(keys)) == len(keys)
+    assert key_with(old) == keys[0] and key_with(partial(new, tol=1)) == keys[4]
+
+    class Callable:
+        def __call__(self, run, tol, max_sweeps, progress):
+            return 3
+
+    assert key_with(Callable()) not in keys
+    plain = key_of(model, image, Settings())
+    monkeypatch.setattr(inversions, "CODE", "edited")
+    assert key_of(model, image, Settings()) != plain
+
+
+def test_the_code_in_the_key_is_all_that_inverts(tmp_path):
+    (tmp_path / "a.py").write_text("1")
+    first = digest_of(tmp_path.glob("*.py"))
+    (tmp_path / "b.py").write_text("2")
+    second = digest_of(tmp_path.glob("*.py"))
+    (tmp_path / "a.py").write_text("3")
+    assert len({first, second, digest_of(tmp_path.glob("*.py"))}) == 3
+    root = Path(inversions.__file__).parent.parent
+    paths = [path for name in ("sd21", "solvers") for path in (root / name).glob("*.py")]
+    assert digest_of([*paths, *(root / "composition" / f"{n}.py" for n in ("calls", "inversions", "prompts"))]) == CODE
+
+
+def test_a_hook_that_a_method_sets_itself_is_seen_too(tmp_path):
+    model = sd21.load(write_small_pipeline(tmp_path / "model"), device="cpu")
+
+    def hooked(frame):
+        with attention_hook(model.unet, lambda site, q, k, v: 0.5 * default_kernel(q, k, v)):
+            frame.invert(2)
+        return frame.composition(frame.sample.background.pixels)
+
+    kept = {}
+    run(model, sample(128, 128), Settings(steps=4, start=2, inversion="naive"), method=hooked, inversions=kept)
+    assert not kept

@@ -34,6 +34,13 @@ def test_a_record_says_what_the_sample_is_not_in_which_order_samples_were_made(c
     assert "seconds" not in json.dumps(record.results(first))
 
 
+def test_a_record_says_whether_a_pixel_may_be_a_scans_own(composed):
+    sample, first, _ = composed
+    assert record.results(first)["decoded"] is True
+    for changes in ({"settings": Settings(preserve="pixels")}, {"method": "copy-paste"}):
+        assert record.results(compose(FakeModel(64), *sample, **changes))["decoded"] is False
+
+
 def test_an_error_of_ours_is_told_with_its_place():
     def fail():
         raise KeyError("x0")

@@ -9,6 +9,7 @@ from solvers import (
     SOLVERS,
     InversionMethod,
     Solution,
+    data_prediction,
     ddim,
     denoise,
     dpm_solver_pp_2m,
@@ -66,3 +67,31 @@ def test_grids_and_tables_can_be_asked_whether_they_are_the_same():
     assert (
         GRID == GRID and GRID != other and ddim(GRID) != ddim(GRID)
     )  # by identity, since tensors have no plain equality
+
+
+@pytest.mark.parametrize(
+    ("returned", "error", "message"),
+    [
+        (None, TypeError, "the inversion 'own' returned NoneType; a method returns a Solution"),
+        (
+            lambda x: Solution(x[:, :3], [[], []]),
+            ValueError,
+            r"returned states \(2, 3, 16\) .*expected x\[1\.\.start\]",
+        ),
+        (lambda x: Solution(x.float(), [[], []]), ValueError, r"float32 .*expected .*float64"),
+        (lambda x: Solution(x, []), ValueError, "0 lists of residuals; expected .* a list for each image"),
+    ],
+)
+def test_what_an_own_inversion_returns_by_mistake_is_told(monkeypatch, returned, error, message):
+    def solve(run, tol, max_sweeps, progress):
+        return returned and returned(torch.stack([run.x0] * run.start, 1))
+
+    monkeypatch.setitem(INVERSIONS, "own", InversionMethod(solve, exact=False))
+    with pytest.raises(error, match=message):
+        invert(DATA.sample(2, seed=1), GRID, dpm_solver_pp_2m, X0_FN, start=6, method="own")
+
+
+def test_an_empty_batch_is_told():
+    x0_fn = data_prediction(lambda x, t, context: x, GRID, "epsilon", torch.zeros(1, 1, 1))
+    with pytest.raises(ValueError, match="takes one state or more, got none"):
+        x0_fn(torch.zeros(0, 16), 3)

@@ -85,7 +85,8 @@ def _cells(
         folder = runs / line.variant.name
         record = json.loads((folder / "records" / f"{row.id}.json").read_text(encoding="utf-8"))
         composite = read_scan(folder / record["file_name"])
-        cells.append(shown(composite.pixels, window, of_scan=not record["decoded"]))
+        # A record that does not say so may be of scan pixels.
+        cells.append(shown(composite.pixels, window, of_scan=not record.get("decoded", False)))
     return cells
 
 

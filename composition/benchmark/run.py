@@ -112,8 +112,8 @@ def run_benchmark(
     reproduced = functools.partial(reproduce, load_model()) if request.reproduce else None
     for lineup in lineups:
         if not entries:  # an earlier run's tables would speak of composites that are not there
-            for suffix in (".json", ".md", ".png", "_grid.png"):
-                (out / f"{lineup.name}{suffix}").unlink(missing_ok=True)
+            for name in (*(f"{lineup.name}{suffix}" for suffix in (".json", ".md", ".png")), _grid_name(lineup)):
+                (out / name).unlink(missing_ok=True)
             continue
         _write_table(lineup, counts, request.seed, benchmark, entries, networks, out)
         _write_grid(lineup, request.shown, rows, entries, out, reproduced)
@@ -183,6 +183,9 @@ def _write_grid(
     done = {(entry["id"], entry["variant"]) for entry in entries}
     known = {sample for sample, _ in done}
     shown_rows = [row for row in rows if row.id in known and parts_of(row.id)[1] in shown]
-    name = "grid" if lineup.varied is None else f"{lineup.name}_grid"
-    with atomic(out / f"{name}.png") as temporary:
+    with atomic(out / _grid_name(lineup)) as temporary:
         grid(shown_rows, lineup.lines, out / "runs", done, reproduced).save(temporary)
+
+
+def _grid_name(lineup: Lineup) -> str:
+    return "grid.png" if lineup.varied is None else f"{lineup.name}_grid.png"

@@ -65,7 +65,7 @@ def compose(
         inverted again, and a new one is put there; a dict keeps them in memory. A mapping is not used while an
         attention hook is set.
     on_state: called with every (i, x[i], D[i]) of the composition's run, i = start..0, as the network saw them, each
-        (1, C, h, w); D[0] is None. A method without such a run (copy-paste) never calls it.
+        (1, C, h, w) and in tf-icon (3, C, h, w); D[0] is None. A method without a run (copy-paste) never calls it.
     keep_trajectories: leave the inverted trajectories in the result.
     progress: wraps the solvers' loops, e.g. tqdm.
     Before the network runs, raises TypeError for arguments of another type and for a method that does not exist, and

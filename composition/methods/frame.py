@@ -121,8 +121,6 @@ class Frame:
 
     def __post_init__(self):
         model, sample = self.model, self.sample
-        if has_hook(model.unet):
-            self.inversions = None
         self.token = prompts.exceptional_token(model, self.settings.exceptional_token)
         if not isinstance(self.grid, Grid) or self.grid.rises:
             raise TypeError(
@@ -163,8 +161,15 @@ class Frame:
             raise RuntimeError("this frame's scans are inverted already; invert as far as is needed, in one call")
         settings, grid = settings or self.settings, self.grid.until(until)
         images = {"background": self.background, "object": self.obj}
-        keys = {name: self._inversion_key(image, settings, grid) for name, image in images.items()}
-        known = {} if self.inversions is None else self.inversions
+        keeps = self.inversions is not None and not has_hook(self.model.unet)
+        known = self.inversions if keeps else {}
+        # Where nothing outlives this frame the pixels are key enough, and the model's files need no hashing.
+        keys = {
+            name: inversion_key(self.model, image[0], self.token, settings, grid, self.solver)
+            if keeps
+            else image.cpu().numpy().tobytes()
+            for name, image in images.items()
+        }
         looked_up = {key: known.get(key) for key in dict.fromkeys(keys.values())}
         found = {key: trajectory for key, trajectory in looked_up.items() if trajectory is not None}
         missing: dict[str, str] = {}
@@ -173,7 +178,7 @@ class Frame:
             if not self.reused[name]:
                 missing[key] = name
         # What is kept must not depend on its company: a batch's other rows change the rounding, so these go one by one.
-        groups = [list(missing.values())] if self.inversions is None else [[name] for name in missing.values()]
+        groups = [[name] for name in missing.values()] if keeps else [list(missing.values())]
         for group in groups:
             latents = self.encode(*(images[name] for name in group))
             with self.timed("inversion"):
@@ -186,11 +191,6 @@ class Frame:
         self.trajectories = {name: found[keys[name]] for name in images}
         self.inversion = {name: trajectory.report for name, trajectory in self.trajectories.items()}
         return tuple(trajectory.states[:, None].to(self.model.device) for trajectory in self.trajectories.values())
-
-    def _inversion_key(self, image: torch.Tensor, settings: Settings, grid: Grid) -> str | bytes:
-        if self.inversions is None:  # nothing outlives this frame: the pixels are key enough, and no file is hashed
-            return image.cpu().numpy().tobytes()
-        return inversion_key(self.model, image[0], self.token, settings, grid, self.solver)
 
     def text_prediction(self) -> DataPrediction:
         """x0_fn under the sample's prompt, guided by settings.guidance_scale against the null prompt (Eq. 6)."""

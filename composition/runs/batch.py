@@ -24,7 +24,7 @@ import torch.distributed as dist
 
 from sd21.files import json_lines, remove_partial, write_json, write_text
 
-from ..methods import compose, method_of
+from ..methods import METHODS, compose
 from ..model import Model
 from ..scans.images import write_image
 from ..settings import Settings
@@ -66,10 +66,11 @@ def run_batch(
     method: a name of methods.METHODS.
     cache: a folder for the inversions, shared by ranks and by runs; without it each rank keeps its last ones in memory.
         Rows are taken by background, so that those that share one come together.
-    Returns the summary on rank 0, None on others. Raises TypeError for a method that does not exist, OSError for a
+    Returns the summary on rank 0, None on others. Raises ValueError for a method that does not exist, OSError for a
     manifest or folder that cannot be used.
     """
-    method_of(method)  # for its error
+    if method not in METHODS:
+        raise ValueError(f"method is a name, one of {', '.join(METHODS)}, for records to hold; got {method!r}")
     ranks, out = Ranks(f"batch {out}"), Path(out)
     store = ranks.store
     rows, errors = read_manifest(manifest, settings)

@@ -79,7 +79,7 @@ def write_errors(path: Path, errors: Sequence[dict]) -> None:
 
 
 def told(error: Exception) -> str:
-    """What went wrong, in a line. An error that none of our own checks raises is our fault: its place is told too."""
+    """What went wrong, in a line. Our checks of files and values raise a few types; for any other the place is told."""
     text = f"{type(error).__name__}: {error}"
     if isinstance(error, ValueError | OSError | ImportError | FloatingPointError | InversionError):
         return text

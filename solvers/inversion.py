@@ -271,6 +271,6 @@ def _check_solution(method: str, solution: object, run: Run) -> None:
     if states.shape != expected or states.dtype != run.x0.dtype or len(solution.residuals) != len(run.x0):
         raise ValueError(
             f"the inversion {method!r} returned states {tuple(states.shape)} {states.dtype} and "
-            f"{len(solution.residuals)} lists of residuals; expected x[1..start], {expected} {run.x0.dtype}, and a list "
-            "for each image"
+            f"{len(solution.residuals)} lists of residuals; expected x[1..start], {expected} {run.x0.dtype}, and a "
+            "list for each image"
         )

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 
 from ..scans.errors import WeightsError
 from .lpips import DIGITS
-from .networks import CLIP_SOURCE
 from .resize import square
 
 # CLIP's own preprocessing: mean and deviation per channel of images in [0, 1].
@@ -26,9 +25,7 @@ class CLIP:
     are ignored, because older files also carry buffers. Raises WeightsError if it is absent or anything else.
     """
 
-    def __init__(
-        self, source: str = CLIP_SOURCE, *, device: torch.device | str = "cpu", local_files_only: bool = False
-    ):
+    def __init__(self, source: str, *, device: torch.device | str = "cpu", local_files_only: bool = False):
         model, self.tokenizer = _load(source, local_files_only)
         model = model.float().eval()  # transformers 5 keeps half precision, 4 does not
         self.name, self.device = f"CLIP ({source}; weights {_digest(model)})", torch.device(device)
@@ -76,7 +73,7 @@ def _load(source: str, local_files_only: bool):
     from transformers import CLIPModel, CLIPTokenizer
 
     def unusable(reason: str) -> WeightsError:
-        advice = f"download it anew, or name a whole CLIP in the transformers layout, as {CLIP_SOURCE}"
+        advice = "download it anew, or name a whole CLIP in the transformers layout"
         return WeightsError(f"no CLIP model from {source}: {reason.strip()}; {advice}")
 
     try:

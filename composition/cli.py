@@ -32,8 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except InversionError as error:
-        options = "--tolerance, --start, --grid log_snr, --lower-order-final"
-        print(f"error: {error}. Options: {options}; --inversion naive goes on, and records its error", file=sys.stderr)
+        advice = "Options: --tolerance, --start, --grid log_snr, --lower-order-final"
+        print(f"error: {error}. {advice}; --inversion naive goes on, and records its error", file=sys.stderr)
         return 1
 
 

@@ -23,6 +23,7 @@ import torch
 
 import sd21
 import solvers
+from sd21.files import sha256
 from solvers import INVERSIONS, Grid, InversionReport, Solver, invert
 
 from .calls import model_prediction, named
@@ -112,11 +113,8 @@ def inversion_key(model: Model, image: torch.Tensor, token: int, settings: Setti
 
 
 def digest_of(paths: Iterable[Path]) -> str:
-    """The SHA-256 of the contents of files, in the order of their paths."""
-    digest = hashlib.sha256()
-    for path in sorted(paths):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    """The SHA-256 of every file, in the order of their paths."""
+    return " ".join(sha256(path) for path in sorted(paths))
 
 
 # What inverts a scan, as it was when it was loaded: the networks, the solvers, and what this package adds to them.

@@ -139,7 +139,7 @@ def attention_hook(unet: nn.Module, fn: AttentionFn):
 
 def has_hook(unet: nn.Module) -> bool:
     """Whether a hook is set on this network. A network that takes no hooks has none."""
-    return getattr(unet, "hook_slot", HookSlot()).fn is not None
+    return _slot_of(unet).fn is not None
 
 
 @contextmanager
@@ -149,12 +149,17 @@ def describe_call(unet: nn.Module, call: object):
     Whoever calls the network uses it around each call, so that a hook need not count calls to know which one it is in.
     A network that takes no hooks has nobody to tell, and nothing happens.
     """
-    slot = getattr(unet, "hook_slot", None) or HookSlot()
+    slot = _slot_of(unet)
     before, slot.call = slot.call, call
     try:
         yield
     finally:
         slot.call = before
+
+
+def _slot_of(unet: nn.Module) -> HookSlot:
+    """The slot of this network, or an empty one that nothing reads for a network that takes no hooks."""
+    return getattr(unet, "hook_slot", None) or HookSlot()
 
 
 def record_maps(select: Callable[[Site], bool], sink: Callable[[Site, Tensor], None]) -> AttentionFn:

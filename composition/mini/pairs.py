@@ -66,11 +66,12 @@ def compare_with_paste(model: Model, pairs: dict[str, Sample], path: Path) -> di
     results = {"copy-paste, reproduced": [reproduced_paste(model, sample) for sample in samples]}
     results["ours"] = [compose(model, *sample) for sample in samples]
     sheet(pairs, *results.values()).save(path)
+    references = [Reference.of(sample, Networks()) for sample in samples]
     medians = {}
     for name, composed in results.items():
         of = [
-            measure(Reference.of(sample, Networks()).compare(Scan(composition.image)))
-            for sample, composition in zip(samples, composed, strict=True)
+            measure(reference.compare(Scan(composition.image)))
+            for reference, composition in zip(references, composed, strict=True)
         ]
         medians[name] = {column: float(np.nanmedian([values[column] for values in of])) for column in of[0]}
     return medians

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .errors import ScanError, damage_named, extra_missing
+from .errors import ScanError, damage_named, extra_needed
 from .slices import slice_number
 
 SUFFIXES = (".dcm", ".dicom")
@@ -30,11 +30,9 @@ def read_dicom(path: Path, index: int | None, name: str) -> np.ndarray:
     index: the frame's number, or None for the only one. name: the file's name in messages. Raises ScanError for a file
     that cannot be used, and ImportError if pydicom is not installed.
     """
-    try:
+    with extra_needed("pydicom", name):
         import pydicom
         from pydicom.pixels import apply_modality_lut, apply_voi_lut
-    except ImportError as error:
-        raise extra_missing("pydicom", name) from error
     with damage_named(name, "DICOM"):
         data = pydicom.dcmread(path)
         frames = data.pixel_array

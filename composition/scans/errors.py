@@ -54,6 +54,15 @@ def damage_named(name: str, kind: str) -> Iterator[None]:
         raise ScanError(f"{name} cannot be read as {kind}: {str(error) or repr(error)}") from error
 
 
-def extra_missing(package: str, name: str) -> ImportError:
-    """The error for a file that only the optional extra `medical` can read. package: what is not installed."""
-    return ImportError(f'reading {name} takes {package}; install the extra: pip install "tumour-composition[medical]"')
+@contextmanager
+def extra_needed(package: str, name: str) -> Iterator[None]:
+    """Within the block, an ImportError says that reading the file takes a package of the optional extra `medical`.
+
+    package: what the block imports. name: the file's name, as the user gave it.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise ImportError(
+            f'reading {name} takes {package}; install the extra: pip install "tumour-composition[medical]"'
+        ) from error

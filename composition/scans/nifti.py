@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .errors import ScanError, damage_named, extra_missing
+from .errors import ScanError, damage_named, extra_needed
 from .slices import slice_number
 
 SUFFIXES = (".nii", ".nii.gz")
@@ -24,10 +24,8 @@ def read_nifti(path: Path, index: int | None, name: str) -> np.ndarray:
     index: the slice's number, or None for the only one. name: the file's name in messages. Raises ScanError for a file
     that cannot be used, and ImportError if nibabel is not installed.
     """
-    try:
+    with extra_needed("nibabel", name):
         import nibabel
-    except ImportError as error:
-        raise extra_missing("nibabel", name) from error
     with damage_named(name, "NIfTI"):
         volume = nibabel.as_closest_canonical(nibabel.load(path))
         shape = volume.shape

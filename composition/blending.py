@@ -1,7 +1,7 @@
-"""This module holds Eq. 8 and Eq. 9 of the paper, and the blend of the result with the scan's own pixels.
+"""This module holds Eq. 8 and Eq. 9 of the paper, and what is blended once the result is an image: what the autoencoder
+loses, and the scan's own pixels.
 
-Both equations are one operation on different states, `blend`, so it is written once. Masks are one inside and zero
-outside.
+All are one operation on different values, `blend`, so it is written once. Masks are one inside and zero outside.
 """
 
 from __future__ import annotations
@@ -10,8 +10,15 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
+from .placement import bounding_box
 from .scans.images import Scan
+
+# The width, in pixels of the canvas, over which the lost detail of the object gives way to that of the background.
+DETAIL_SIGMA = 3.0
+# A Gaussian is cut off where it has fallen to a few thousandths of its peak.
+CUT_OFF = 3.5
 
 
 def blend(inside: torch.Tensor, outside: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -25,28 +32,59 @@ def compose_states(x_obj: torch.Tensor, x_bg: torch.Tensor, m_obj: torch.Tensor)
     return blend(x_obj, x_bg, m_obj)
 
 
-def preserve_background(
-    x_bg: Sequence[torch.Tensor], m_user: torch.Tensor, preserve_until: int, start: int
+def preserve_states(
+    x_bg: Sequence[torch.Tensor],
+    x_obj: Sequence[torch.Tensor],
+    m_user: torch.Tensor,
+    m_obj: torch.Tensor,
+    start: int,
+    background_until: int | None,
+    object_until: int | None,
 ) -> Callable[[int, torch.Tensor], torch.Tensor]:
-    """Eq. 9 as an `edit(i, x)` of the solver: for i in [preserve_until, start], both included, the state x[i] is kept
-    inside M_user, and outside it becomes the background's own state x_bg[i]. x_bg: x[0..start] or more, each like x."""
+    """Eq. 9 as an `edit(i, x)` of the solver, for the background and, beyond the paper, for the object.
+
+    For i in [background_until, start], both included, the state x[i] becomes the background's own x_bg[i] outside
+    M_user. For i in [object_until, start] it becomes the object's own x_obj[i] inside M_obj. None stands for no i.
+    x_bg, x_obj: x[0..start] or more, each like x.
+    """
+
+    def held(i: int, until: int | None) -> bool:
+        return until is not None and until <= i <= start
 
     def edit(i: int, x: torch.Tensor) -> torch.Tensor:
-        return blend(x, x_bg[i], m_user) if preserve_until <= i <= start else x
+        if held(i, background_until):
+            x = blend(x, x_bg[i], m_user)
+        return blend(x_obj[i], x, m_obj) if held(i, object_until) else x
 
     return edit
 
 
-def preserve_pixels(background: Scan, rendered: np.ndarray, user_mask: np.ndarray, feather: int) -> np.ndarray:
-    """`rendered` inside the user mask, and outside it the scan's own pixels, to the bit.
+def soft_mask(mask: np.ndarray, sigma: tuple[float, float]) -> np.ndarray:
+    """A bool mask (H, W) blurred by a Gaussian: float32 (H, W) in [0, 1]. sigma: in pixels, down and across.
 
-    rendered: pixels (H, W) or (H, W, 3) of the scan's dtype. The blend over the outermost `feather` pixels lies wholly
-    inside the mask, in equal steps; the scan's border needs none, because nothing lies beyond it.
+    What lies beyond the border counts as the nearest pixel does.
+    """
+    soft = torch.from_numpy(mask).float()[None, None]
+    for axis, width in enumerate(sigma):
+        reach = min(int(CUT_OFF * width + 0.5), mask.shape[axis] - 1)
+        kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / max(width, 1e-3)) ** 2)
+        shape = [1, 1, 1, 1]
+        shape[2 + axis] = -1
+        padding = (0, 0, reach, reach) if axis == 0 else (reach, reach, 0, 0)
+        soft = F.conv2d(F.pad(soft, padding, mode="replicate"), (kernel / kernel.sum()).view(shape))
+    return soft[0, 0].clamp(0, 1).numpy()
+
+
+def preserve_pixels(background: Scan, rendered: np.ndarray, mask: np.ndarray, feather: int) -> np.ndarray:
+    """`rendered` inside the mask, and outside it the scan's own pixels, to the bit.
+
+    rendered: pixels (H, W) or (H, W, 3) of the scan's dtype. feather: the pixels over which they are blended, from the
+    mask's edge inwards, in equal steps; the scan's border needs none, because nothing lies beyond it.
     """
     original = background.pixels
     if original.ndim < rendered.ndim:
         original = np.repeat(original[..., None], 3, axis=2)
-    weight = feather_weight(user_mask, feather).reshape(user_mask.shape + (1,) * (rendered.ndim - 2))
+    weight = feather_weight(mask, feather).reshape(mask.shape + (1,) * (rendered.ndim - 2))
     blended = original + weight * (rendered.astype(np.float64) - original)
     return np.rint(blended).astype(rendered.dtype)
 
@@ -54,11 +92,22 @@ def preserve_pixels(background: Scan, rendered: np.ndarray, user_mask: np.ndarra
 def feather_weight(mask: np.ndarray, feather: int) -> np.ndarray:
     """float64 (H, W): 0 outside the mask, 1 deeper inside than `feather` pixels, d / (feather + 1) at depth d between.
 
-    The depth of a pixel is its chessboard distance to the nearest pixel outside.
+    The depth of a pixel is its chessboard distance to the nearest pixel outside. Where no pixel of the mask is deeper
+    than `feather`, the deepest ones have the weight 1: a feather is never wider than the mask is deep.
     """
-    depth, inside = mask.astype(np.float64), mask
+    weight = np.zeros(mask.shape)
+    if not mask.any():
+        return weight
+    x0, y0, x1, y1 = bounding_box(mask)
+    # One pixel more than the box on each side, as far as the scan reaches: the edge of a mask may be that of its box.
+    near = slice(max(y0 - 1, 0), y1 + 1), slice(max(x0 - 1, 0), x1 + 1)
+    inside = mask[near]
+    depth = inside.astype(np.float64)
     for _ in range(feather):
         padded = np.pad(inside, 1, constant_values=True)
         inside = np.lib.stride_tricks.sliding_window_view(padded, (3, 3)).all(axis=(2, 3))
+        if not inside.any():
+            break
         depth += inside
-    return depth / (feather + 1)
+    weight[near] = depth / depth.max()
+    return weight

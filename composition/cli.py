@@ -141,12 +141,12 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     kinds = get_type_hints(Settings)
     for field in fields(Settings):
         kind, how = kinds[field.name], {"default": field.default}
-        if kind is bool:
+        if bool in (kind, *get_args(kind)):
             how["action"] = argparse.BooleanOptionalAction
         elif choices := field.metadata["choices"]:
             how["choices"] = tuple(choices)
         else:
-            how["type"] = next(option for option in (get_args(kind) or (kind,)) if option is not type(None))
+            how["type"] = _number_or_none(get_args(kind)[0]) if get_args(kind) else kind
         about = field.metadata["about"] + ("" if field.default is None else f" (default: {field.default})")
         group.add_argument("--" + field.name.replace("_", "-"), help=about, **how)
 
@@ -155,6 +155,14 @@ def _settings(options: argparse.Namespace):
     from .settings import Settings
 
     return Settings(**{field.name: getattr(options, field.name) for field in fields(Settings)})
+
+
+def _number_or_none(kind: type) -> Callable[[str], float | None]:
+    def number(text: str) -> float | None:
+        return None if text == "none" else kind(text)
+
+    number.__name__ = f"{kind.__name__} or none"  # argparse names it where the text is neither
+    return number
 
 
 def _box(text: str) -> tuple[int, int, int, int]:

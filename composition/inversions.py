@@ -36,24 +36,30 @@ KEY_VERSION = 2
 # Every field of Settings is in one of these two sets, and a test holds that. The key is made of all fields that are not
 # in the second one, so that a field somebody forgets costs an inversion and never reuses a stale one.
 # max_batch changes no equation, and yet the last bits: a batch of another size rounds otherwise.
-KEYED = frozenset({"inversion", "tolerance", "max_batch"})
+KEYED = frozenset({"inversion", "tolerance", "max_sweeps", "on_failure", "max_batch"})
 NOT_KEYED = frozenset(
     {
         # What these choose is in the key itself, as numbers: the grid up to the last inverted state and the solver's
         # tables on it, and the token.
         *("steps", "grid", "solver", "lower_order_final", "start", "history", "exceptional_token"),
+        # What these do to a scan before it is inverted is in the key as the image on the canvas.
+        *("fit", "match", "focus", "context"),
         # These act after the inversion.
-        *("preserve_until", "guidance_scale", "preserve", "feather"),
+        *("preserve_background_until", "preserve_object_until", "guidance_scale", "detail", "preserve", "feather"),
     }
 )
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no plain equality
 class Trajectory:
-    """One scan's states x[0..k], float32 (k + 1, C, h, w), and what their inversion reported."""
+    """One scan's states x[0..k], float32 (k + 1, C, h, w), and what their inversion reported.
+
+    decoded: x[0] decoded, float32 (3, h * 8, w * 8), which tells what the autoencoder loses; None where nobody asked.
+    """
 
     states: torch.Tensor = field(repr=False)
     report: InversionReport
+    decoded: torch.Tensor | None = field(default=None, repr=False)
 
 
 def invert_latents(

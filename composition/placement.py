@@ -13,8 +13,13 @@ from dataclasses import dataclass, fields
 import numpy as np
 from PIL import Image
 
+from . import matching
+from .matching import Match
 from .scans.errors import PlacementError
 from .scans.images import Scan, check_scan, described
+
+# The scale of an object that has to fit inside an irregular mask is found to 1 part in 4096.
+SCALE_HALVINGS = 12
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no plain equality
@@ -53,7 +58,8 @@ class Sample:
 class Placement:
     """An object on the background, all of the background's size (H, W).
 
-    image: float32 (H, W, 3) in [-1, 1], the object's scan moved over the background, tissue and all.
+    image: float32 (H, W, 3) in [-1, 1], the object's scan moved over the background, tissue and all, its grey values
+    matched as `match` says.
     object_mask, user_mask: bool (H, W); object_mask is the moved mask inside user_mask, the label of the result.
     scale, shift: the map; a point (x, y) of the object's scan, in pixels, goes to scale * (x, y) + shift.
     clipped: share of the moved mask that lay outside user_mask, or off the scan, and was cut away.
@@ -65,38 +71,52 @@ class Placement:
     scale: float
     shift: tuple[float, float]
     clipped: float
+    match: Match
 
 
-def place(background: Scan, obj: Scan, object_mask: np.ndarray, user_mask: np.ndarray) -> Placement:
-    """Scale and move the object so that its mask's bounding box fits the user mask's, aspect kept, centred.
+def place(
+    background: Scan,
+    obj: Scan,
+    object_mask: np.ndarray,
+    user_mask: np.ndarray,
+    *,
+    fit: str = "box",
+    match: str = "none",
+) -> Placement:
+    """Scale and move the object into the user mask, aspect kept, and match its grey values to the tissue there.
+
+    fit: "box" fits the bounding box of the object's mask to the user mask's, centred; "inside" makes the object no
+    larger than its whole mask fits into the user mask, as near to the middle of its box as it can lie. Where the box's
+    fit cuts nothing off, both are the same. match: a name of matching.MATCHES, or "none".
 
     The whole object scan moves with its mask, so that the tumour keeps the tissue around it; where that scan ends, the
     background goes on. (TF-ICON scales the whole object image to the box, and pads with black.) What would lie beyond
     the background is cropped. The moved mask is the area-weighted one, inside from one half on; it is cut to the user
     mask, which need not be a box, since Eq. 9 would put background there.
+    Scans whose values have one physical scale are never matched, because their values mean something.
 
     Raises PlacementError for masks that are no bool arrays of their scan's size, or empty, or where nothing of the
     object is left inside the user mask.
     """
-    _check_mask("object mask", object_mask, obj)
-    _check_mask("user mask", user_mask, background)
-    x0, y0, x1, y1 = bounding_box(object_mask)
-    u0, v0, u1, v1 = bounding_box(user_mask)
-    scale = min((u1 - u0) / (x1 - x0), (v1 - v0) / (y1 - y0))
-    shift = ((u0 + u1) / 2 - scale * (x0 + x1) / 2, (v0 + v1) / 2 - scale * (y0 + y1) / 2)
-
-    image = background.values()
-    _paste(image, obj.values(), scale, shift)
-    coverage = np.zeros((*background.size, 1), dtype=np.float32)
-    _paste(coverage, object_mask[..., None].astype(np.float32), scale, shift)
-    moved = coverage[..., 0] >= 0.5
+    check_masks(background, obj, object_mask, user_mask)
+    scale, shift = _box_fit(object_mask, user_mask)
+    moved = _moved_mask(background.size, object_mask, scale, shift)
+    if fit == "inside" and (moved & ~user_mask).any():
+        scale, shift = _inside_fit(object_mask, user_mask, scale) or (scale, shift)
+        moved = _moved_mask(background.size, object_mask, scale, shift)
     inside = moved & user_mask
     if not inside.any():
         raise PlacementError(
             f"nothing of the object is left inside the user mask: scaled by {scale:.3g}, its mask covers {moved.sum()} "
             "pixels, none of them inside; use a larger user mask, or one that covers the middle of its bounding box"
         )
-    return Placement(image, inside, user_mask, scale, shift, 1 - float(inside.sum() / moved.sum()))
+    image, values = background.values(), obj.values()
+    if background.unit is not None and background.unit == obj.unit:
+        matched = Match("none", why=f"the values of both scans are in {obj.unit}")
+    else:
+        matched = matching.match(image, inside, values, object_mask, match)
+    _paste(image, matched.apply(values), scale, shift)
+    return Placement(image, inside, user_mask, scale, shift, 1 - float(inside.sum() / moved.sum()), matched)
 
 
 def placed_object(sample: Sample, placement: Placement) -> np.ndarray:
@@ -104,10 +124,70 @@ def placed_object(sample: Sample, placement: Placement) -> np.ndarray:
     return sample.background.render(placement.image, grayscale=sample.grayscale)
 
 
+def check_masks(background: Scan, obj: Scan, object_mask: np.ndarray, user_mask: np.ndarray) -> None:
+    """Raises PlacementError for masks that are no bool arrays of their scan's size, or empty."""
+    _check_mask("object mask", object_mask, obj)
+    _check_mask("user mask", user_mask, background)
+
+
 def bounding_box(mask: np.ndarray) -> tuple[int, int, int, int]:
     """The box x0, y0, x1, y1 of a mask's true pixels; x1 and y1 are one past the last."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def _box_fit(object_mask: np.ndarray, user_mask: np.ndarray) -> tuple[float, tuple[float, float]]:
+    """The scale and shift that fit the bounding box of the object's mask to the user mask's, centred."""
+    x0, y0, x1, y1 = bounding_box(object_mask)
+    u0, v0, u1, v1 = bounding_box(user_mask)
+    scale = min((u1 - u0) / (x1 - x0), (v1 - v0) / (y1 - y0))
+    return scale, ((u0 + u1) / 2 - scale * (x0 + x1) / 2, (v0 + v1) / 2 - scale * (y0 + y1) / 2)
+
+
+def _inside_fit(
+    object_mask: np.ndarray, user_mask: np.ndarray, largest: float
+) -> tuple[float, tuple[float, float]] | None:
+    """The largest scale below `largest` at which the object's whole mask lies in the user mask, and the shift to where
+    it lies nearest to the middle of the user mask's box. None where no scale was found."""
+    found, low, high = None, 0.0, largest
+    for _ in range(SCALE_HALVINGS):
+        scale = (low + high) / 2
+        shift = _shift_inside(object_mask, user_mask, scale)
+        if shift is None:
+            high = scale
+        else:
+            found, low = (scale, shift), scale
+    return found
+
+
+def _shift_inside(object_mask: np.ndarray, user_mask: np.ndarray, scale: float) -> tuple[float, float] | None:
+    """The shift by which the scaled object's mask lies in the user mask, nearest to the middle of its box; or None."""
+    x0, y0, x1, y1 = bounding_box(object_mask)
+    u0, v0, u1, v1 = bounding_box(user_mask)
+    size = math.ceil(scale * (y1 - y0)) + 1, math.ceil(scale * (x1 - x0)) + 1
+    moved = _moved_mask(size, object_mask, scale, (-scale * x0, -scale * y0))
+    if not moved.any():
+        return None
+    left, top, right, bottom = bounding_box(moved)
+    moved, outside = moved[top:bottom, left:right], ~user_mask[v0:v1, u0:u1]
+    rows, columns = outside.shape[0] - moved.shape[0] + 1, outside.shape[1] - moved.shape[1] + 1
+    if rows < 1 or columns < 1:
+        return None
+    # How many pixels of the moved mask lie outside, for all places at once: a correlation, by the Fourier transform.
+    spectra = np.fft.rfft2(outside) * np.fft.rfft2(moved, outside.shape).conj()
+    fits = np.fft.irfft2(spectra, outside.shape)[:rows, :columns] < 0.5
+    if not fits.any():
+        return None
+    down, across = np.nonzero(fits)
+    nearest = ((down - (rows - 1) / 2) ** 2 + (across - (columns - 1) / 2) ** 2).argmin()
+    return float(u0 + across[nearest] - left - scale * x0), float(v0 + down[nearest] - top - scale * y0)
+
+
+def _moved_mask(size: tuple[int, int], object_mask: np.ndarray, scale: float, shift: tuple[float, float]) -> np.ndarray:
+    """The object's mask moved onto a scan of size (H, W): inside is where it covers half of a pixel or more."""
+    coverage = np.zeros((*size, 1), dtype=np.float32)
+    _paste(coverage, object_mask[..., None].astype(np.float32), scale, shift)
+    return coverage[..., 0] >= 0.5
 
 
 def _paste(target: np.ndarray, source: np.ndarray, scale: float, shift: tuple[float, float]) -> None:

@@ -43,16 +43,22 @@ class Settings:
 
     start: int = _setting(6, "T', the state at which Eq. 8 composes, counted from the clean end (paper, section 5.1)")
     # The paper's Fig. 9 says the reverse of Eq. 9, which is followed here.
-    preserve_until: int = _setting(
+    preserve_background_until: int | None = _setting(
         3,
-        "tau of Eq. 9, which puts the background back on the states from start down to preserve_until; a value above "
-        "start puts it back on none (paper, section 5.1)",
+        "tau of Eq. 9, which puts the background back outside the user mask, on the states from start down to this "
+        "one; none, or a value above start: on no state (paper, section 5.1)",
     )
+    preserve_object_until: int | None = _setting(
+        1,
+        "the same for the object: its own states are put back inside its mask, from start down to this one; none: on "
+        "no state (the paper)",
+    )
+    # The carried data predictions are those of another prompt than the one that goes on, and buy nothing.
     history: str = _setting(
-        "carry",
-        "carry composes the data predictions of the states before start too, as many as the solver weighs; restart "
-        "makes the first step first-order. At start = steps there is nothing to carry",
-        ("carry", "restart"),
+        "restart",
+        "restart makes the first step first-order (the paper); carry composes the data predictions of the states "
+        "before start too, as many as the solver weighs. At start = steps there is nothing to carry",
+        ("restart", "carry"),
     )
     guidance_scale: float = _setting(
         2.5,
@@ -62,8 +68,7 @@ class Settings:
         None, "token id of the exceptional prompt; by default 7788, as TF-ICON, or its like in a small vocabulary"
     )
 
-    # At 5 % one sweep is enough for most scans, and two for most of the others; two inversions and their measured round
-    # trips then cost 30 or 58 rows of the network. TF-ICON, hence the paper: "naive", nothing measured.
+    # TF-ICON, hence the paper: "naive".
     inversion: str = _setting(
         "joint", "how scans are inverted; joint and defect are exact, to within the tolerance", INVERSIONS
     )
@@ -72,13 +77,49 @@ class Settings:
         "round-trip error, relative, at which an exact inversion may stop; on real scans 1e-3 costs many times as "
         "much, and some scans never reach it",
     )
+    max_sweeps: int = _setting(5, "sweeps that the inversion of a scan may take, which bounds what it costs")
+    on_failure: str = _setting(
+        "return",
+        "an exact inversion that misses the tolerance in so many sweeps: return the best it found, whose error the "
+        "record tells, or raise an error",
+        ("return", "raise"),
+    )
 
+    fit: str = _setting(
+        "inside",
+        "how large the object is placed: box fits its bounding box to the user mask's and cuts off what lies outside "
+        "(the paper); inside makes it smaller until its whole mask lies in the user mask",
+        ("inside", "box"),
+    )
+    match: str = _setting(
+        "gain",
+        "how the object's grey values are matched to the tissue it goes into; none: they are not (the paper). Values "
+        "with a physical scale, as Hounsfield units, are never matched",
+        ("gain", "none"),
+    )
+    focus: str = _setting(
+        "auto",
+        "what of the background the network sees: scan is all of it (the paper), window the target with tissue around "
+        "it, auto a window where the target spans too few latent cells of the whole scan",
+        ("auto", "scan", "window"),
+    )
+    context: float = _setting(
+        3.0, "the side of the window of `focus`, in multiples of the longer side of the target's bounding box"
+    )
+
+    detail: bool | None = _setting(
+        None,
+        "give back what the autoencoder loses of background and object, at the scan's own resolution; by default "
+        "only `ours` does, of the baselines none (nor does the paper)",
+    )
     preserve: str = _setting(
         "latent",
         "latent: the decoded image, the paper's result; pixels: with the scan's own pixels outside the user mask",
         ("latent", "pixels"),
     )
-    feather: int = _setting(4, "pixels over which `preserve pixels` blends; they lie wholly inside the user mask")
+    feather: int = _setting(
+        4, "pixels of the canvas over which `preserve pixels` blends; they lie wholly inside the user mask"
+    )
 
     max_batch: int | None = _setting(
         None, "rows in one call of the network at most; bounds memory and changes no equation"
@@ -88,17 +129,36 @@ class Settings:
         hints = get_type_hints(Settings)
         for one in fields(self):
             value = getattr(self, one.name)
-            if value is not None or hints[one.name] in (int, float, bool, str):
+            if value is not None or type(None) not in get_args(hints[one.name]):
                 object.__setattr__(self, one.name, _read(one.name, value, hints[one.name], one.metadata["choices"]))
         _in_range(self, "steps", 1, 1000)  # the times that Stable Diffusion was trained on
         _in_range(self, "start", 1, self.steps)
-        for name in ("preserve_until", "feather", "exceptional_token"):
+        for name in ("preserve_background_until", "preserve_object_until", "feather", "exceptional_token"):
             _in_range(self, name, 0)
-        _in_range(self, "max_batch", 1)
+        for name in ("max_batch", "max_sweeps"):
+            _in_range(self, name, 1)
+        if not 1 < self.context < math.inf:
+            raise ValueError(f"context is a finite number above 1, the target's own size; got {self.context!r}")
         if not 0 < self.tolerance < math.inf:
             raise ValueError(f"tolerance is a finite relative error above 0, got {self.tolerance!r}")
         if not math.isfinite(self.guidance_scale):
             raise ValueError(f"guidance_scale is a finite number (1 turns guidance off), got {self.guidance_scale!r}")
+
+    @classmethod
+    def paper(cls, **changes: object) -> Settings:
+        """The paper's own method: every step beyond it is off, and scans are inverted as TF-ICON inverts them.
+
+        changes: fields that are to have other values.
+        """
+        off = {
+            "preserve_object_until": None,
+            "inversion": "naive",
+            "fit": "box",
+            "match": "none",
+            "focus": "scan",
+            "detail": False,
+        }
+        return cls(**off | changes)
 
     def build_grid(self, schedule: NoiseSchedule) -> Grid:
         """The time grid that these settings name, for a model's noise schedule."""
@@ -113,10 +173,10 @@ def _read(name: str, value: object, kind: type, choices: Collection[str]) -> obj
     """The value as Python's own number, bool or text. ValueError where it is of another kind, or not among choices."""
     if choices and isinstance(value, str) and value in choices:
         return str(value)
-    is_bool = isinstance(value, bool | np.bool_)
-    if kind is bool and is_bool:
+    is_bool, wants_bool = isinstance(value, bool | np.bool_), bool in (kind, *get_args(kind))
+    if wants_bool and is_bool:
         return bool(value)
-    if choices or kind is bool:
+    if choices or wants_bool:
         raise ValueError(f"{name} is one of {', '.join(map(str, choices or (False, True)))}; got {value!r}")
     fractional = float in (kind, *get_args(kind))
     if is_bool or not isinstance(value, Real if fractional else Integral):

@@ -67,7 +67,7 @@ def tau_ablation(settings: Settings) -> Lineup:
     _check("tau", "start", settings.start, max(TAUS), f"runs tau = {', '.join(map(str, TAUS))} and their mirrors in T'")
     readings = (("Eq. 9", lambda tau: tau), ("Fig. 9, mirrored", lambda tau: settings.start - tau))
     lines = tuple(
-        Line(f"tau = {tau} ({reading})", _ours(settings, preserve_until=last(tau)), tau, reading)
+        Line(f"tau = {tau} ({reading})", _ours(settings, preserve_background_until=last(tau)), tau, reading)
         for reading, last in readings
         for tau in TAUS
     )

@@ -21,7 +21,8 @@ from ..placement import Sample
 from ..scans.images import Scan
 from ..settings import Settings
 from . import blended, copy_paste, ours, published, sdedit, tficon
-from .frame import Composition, Frame, Method, OnState
+from .frame import Frame, Method, OnState
+from .result import Composition
 
 METHODS: dict[str, Method] = {
     "copy-paste": copy_paste.copy_paste,

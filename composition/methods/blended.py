@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 
 from ..blending import blend
-from .frame import Composition, Frame
+from .frame import Frame
 from .noise import draw, generator, noised
+from .result import Composition
 
 SKIPPED = 0.25  # share of the steps that is not run, at the noise end: the default of the authors' public code
 
@@ -42,4 +43,4 @@ def blended_latent_diffusion(frame: Frame, *, skipped: float = SKIPPED, seed: in
 
     with frame.timed("composition"):
         latent = frame.denoise(noisy_background(start), frame.text_prediction(), start, edit=edit)
-    return frame.finish(latent)
+    return frame.finish(latent, of_object=False)

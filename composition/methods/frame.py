@@ -1,4 +1,4 @@
-"""This module holds the Frame, the one object that every method works with, and the Composition that it returns.
+"""This module holds the Frame, the one object that every method works with.
 
 A method is a function of a Frame that returns a Composition. The Frame does everything that methods share, before and
 after their own part, so that they differ in nothing but what they do to latents.
@@ -6,7 +6,6 @@ after their own part, so that they differ in nothing but what they do to latents
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
@@ -20,62 +19,19 @@ from solvers import CallRows, DataPrediction, Grid, InversionReport, Solver, Ste
 from solvers import sample as sampling_run
 
 from .. import prompts
-from ..blending import preserve_pixels
+from ..blending import DETAIL_SIGMA, preserve_pixels, soft_mask
 from ..calls import Call, model_prediction, named
-from ..canvas import canvas_image, decoded_values, to_latent_mask
-from ..figures import before_after
+from ..canvas import canvas_image, from_canvas, to_latent_mask
+from ..focus import Window, choose_window
 from ..inversions import Trajectory, inversion_key, invert_latents
 from ..model import Model
-from ..placement import Placement, Sample, place, placed_object
+from ..placement import Placement, Sample, check_masks, place
 from ..scans.errors import PlacementError
 from ..settings import Settings
+from .result import Composition
 
 # Called with every (i, x[i], D[i]) of a composition; D[0] is None.
 OnState = Callable[[int, torch.Tensor, torch.Tensor | None], None]
-
-
-@dataclass(frozen=True, eq=False, repr=False)  # arrays have no plain equality, and fill a screen
-class Composition:
-    """One result. All arrays are in the background's own coordinates and size (H, W).
-
-    sample: what it was made of. image: (H, W) or (H, W, 3), uint8 or uint16, as the background's file.
-    decoded: whether all pixels came through the autoencoder, so that none is a pixel of a scan.
-    mask: bool (H, W), where the tumour is. placed: as image, the placed object with its tissue, before composition.
-    clipped: the share of the placed object mask that lay outside the user mask and was cut.
-    canvas: (height, width) in pixels that the network saw. solver: the name of the step table.
-    inversion: the reports of "background" and "object", for methods that invert. reused: whether each of the two
-        inversions had been made before.
-    rows: rows through the UNet by stage, "inversion" and "composition"; a reused inversion costs none.
-    seconds: by stage, "encode", "inversion", "composition" and "decode", as far as the method timed them.
-    trajectories: of "background" and "object", where they were asked for; else None.
-    """
-
-    sample: Sample
-    image: np.ndarray
-    decoded: bool
-    mask: np.ndarray
-    placed: np.ndarray
-    clipped: float
-    canvas: tuple[int, int]
-    solver: str
-    exceptional_token: int
-    inversion: dict[str, InversionReport]
-    reused: dict[str, bool]
-    rows: dict[str, int]
-    seconds: dict[str, float]
-    trajectories: dict[str, Trajectory] | None
-
-    def __repr__(self) -> str:
-        height, width = self.mask.shape
-        errors = [f"{name} inverted to {100 * report.error:.1f} %" for name, report in self.inversion.items()]
-        about = [f"{height}x{width} {self.image.dtype}", f"tumour of {self.mask.sum()} pixels", *errors]
-        return f"Composition({', '.join(about)}, {sum(self.rows.values())} rows)"
-
-    def _repr_png_(self) -> bytes:
-        """The before/after figure, which notebooks show."""
-        file = io.BytesIO()
-        before_after(self.sample, self.image, self.mask).save(file, format="png")
-        return file.getvalue()
 
 
 @dataclass(eq=False)
@@ -87,10 +43,13 @@ class Frame:
     and has to see every call. on_state: called with every (i, x, D) of the composition. keep_trajectories: whether
     the result holds them.
 
-    Made from these: table, the solver's on the whole grid; token, the exceptional prompt's; placement; background and
-    obj, images (1, 3, h, w) in [-1, 1], where obj is the placed object with its tissue; m_obj and m_user, masks
+    Made from these: table, the solver's on the whole grid; token, the exceptional prompt's; window, the part of the
+    background that the network sees, and seen, the sample whose background is that part; placement, in the window's
+    pixels; background and obj, images (1, 3, h, w) in [-1, 1], where obj is the placed object with its tissue; m_obj
+    and m_user, masks
     (1, 1, h / 8, w / 8) of zeros and ones on the latent grid. rows, seconds, inversion, reused and trajectories are
-    what the method has spent and found so far, as Composition has them.
+    what the method has spent and found so far, as Composition has them; keys are those under which the trajectories are
+    kept.
 
     Raises PlacementError for what cannot be placed or is too small for the latent grid, ValueError for a token that the
     model does not have, a start beyond the grid, and a table that does not fit it; the network has not run then.
@@ -108,6 +67,8 @@ class Frame:
 
     table: StepTable = field(init=False)
     token: int = field(init=False)
+    window: Window = field(init=False)
+    seen: Sample = field(init=False)
     placement: Placement = field(init=False)
     background: torch.Tensor = field(init=False)
     obj: torch.Tensor = field(init=False)
@@ -118,6 +79,7 @@ class Frame:
     inversion: dict[str, InversionReport] = field(init=False, default_factory=dict)
     reused: dict[str, bool] = field(init=False, default_factory=dict)
     trajectories: dict[str, Trajectory] = field(init=False, default_factory=dict)
+    keys: dict[str, str] = field(init=False, default_factory=dict)
 
     def __post_init__(self):
         model, sample = self.model, self.sample
@@ -131,8 +93,12 @@ class Frame:
         if not isinstance(self.table, StepTable):
             raise TypeError(f"the table's builder returned {self.table!r}; expected a StepTable")
         self.table.check_fits(self.grid)
-        self.placement = place(sample.background, sample.obj, sample.object_mask, sample.user_mask)
-        self.background = canvas_image(model, sample.background.values())
+        self._choose_window()
+        seen, settings = self.seen, self.settings
+        self.placement = place(
+            seen.background, seen.obj, seen.object_mask, seen.user_mask, fit=settings.fit, match=settings.match
+        )
+        self.background = canvas_image(model, seen.background.values())
         self.obj = canvas_image(model, self.placement.image)
         cells = tuple(side // model.vae.config.factor for side in self.background.shape[2:])
         self.m_obj, self.m_user = (
@@ -142,8 +108,20 @@ class Frame:
         if not self.m_obj.any():
             raise PlacementError(
                 f"the object covers {self.placement.object_mask.sum()} pixels of {sample.background.name}, less than "
-                f"half of any cell of the {cells[0]}x{cells[1]} latent grid; use a larger user mask"
+                f"half of any cell of the {cells[0]}x{cells[1]} latent grid; use a larger user mask, or --focus window"
             )
+
+    def _choose_window(self) -> None:
+        model, sample, settings = self.model, self.sample, self.settings
+        check_masks(sample.background, sample.obj, sample.object_mask, sample.user_mask)
+        self.window = choose_window(
+            sample.user_mask,
+            model.image_size,
+            model.vae.config.factor,
+            focus=settings.focus,
+            context=settings.context,
+        )
+        self.seen = self.window.of(sample)
 
     def encode(self, *images: torch.Tensor) -> torch.Tensor:
         """Canvas images (1, 3, h, w) as latents (B, C, h / 8, w / 8), one for each."""
@@ -188,6 +166,7 @@ class Frame:
             for name, trajectory in zip(group, inverted, strict=True):
                 found[keys[name]] = known[keys[name]] = trajectory
                 self.rows["inversion"] += trajectory.report.rows
+        self.keys = keys if keeps else {}
         self.trajectories = {name: found[keys[name]] for name in images}
         self.inversion = {name: trajectory.report for name, trajectory in self.trajectories.items()}
         return tuple(trajectory.states[:, None].to(self.model.device) for trajectory in self.trajectories.values())
@@ -250,25 +229,79 @@ class Frame:
                 self.on_state(i, x.clone(), None if x0 is None else x0.clone())
         return x
 
-    def finish(self, latent: torch.Tensor) -> Composition:
-        """Decode a latent (1, C, h / 8, w / 8) and bring it to the background's size, channels and bit depth."""
-        with self.timed("decode"):
-            values = decoded_values(self.model, latent, self.sample.background.size)
-        background, keeps_pixels = self.sample.background, self.settings.preserve == "pixels"
-        image = background.render(values, grayscale=self.sample.grayscale)
+    def finish(self, latent: torch.Tensor, *, detail: bool = False, of_object: bool = True) -> Composition:
+        """Decode a latent (1, C, h / 8, w / 8) and bring it to the background's size, channels and bit depth.
+
+        detail: whether this method gives back what the autoencoder loses where settings.detail does not say it.
+        of_object: whether the lost detail inside the mask is the object's; else none is given back inside the user
+        mask, as by a method that draws something else there.
+        """
+        seen, settings = self.seen, self.settings
+        values = self._decoded(latent)
+        gives_back = detail if settings.detail is None else settings.detail
+        if gives_back:
+            values = values + self._lost(of_object)
+        image = seen.background.render(values, grayscale=self.sample.grayscale)
+        keeps_pixels = settings.preserve == "pixels"
         if keeps_pixels:
-            image = preserve_pixels(background, image, self.placement.user_mask, self.settings.feather)
-        return self.composition(image, decoded=not keeps_pixels)
+            feather = round(settings.feather / self.window.zoom)
+            image = preserve_pixels(seen.background, image, self.placement.user_mask, feather)
+        whole = self.window.covers(self.sample.background)
+        return self.composition(image, decoded=whole and not (keeps_pixels or gives_back))
+
+    def _decoded(self, latent: torch.Tensor) -> np.ndarray:
+        """A latent (1, C, h / 8, w / 8) as values (H, W, 3) of the window's own size."""
+        with self.timed("decode"):
+            return from_canvas(self.model.decode(latent)[0], self.window.size)
+
+    def _lost(self, of_object: bool) -> np.ndarray:
+        """Eq. 8 on what the autoencoder loses of background and placed object, values (H, W, 3) of the window:
+
+            r(placed) * S + r(background) * (1 - S),    r(image) = image - decode(encode(image))
+
+        S is the object's mask, blurred by DETAIL_SIGMA pixels of the canvas. It is taken in the background's own pixels, so that it holds what the canvas
+        loses as well. of_object: False leaves r(placed) out, and S is then the user mask's.
+        """
+        sigma = DETAIL_SIGMA / self.window.zoom
+        mask = self.placement.object_mask if of_object else self.placement.user_mask
+        soft = soft_mask(mask, (sigma, sigma))[..., None]
+        lost = (self.seen.background.values() - self._autoencoded("background")) * (1 - soft)
+        return lost + (self.placement.image - self._autoencoded("object")) * soft if of_object else lost
+
+    def _autoencoded(self, name: str) -> np.ndarray:
+        """The background or the placed object as the autoencoder gives it back, values (H, W, 3) of the window."""
+        if name not in self.trajectories:
+            return self._decoded(self.encode(self.background if name == "background" else self.obj))
+        trajectory = self.trajectories[name]
+        if trajectory.decoded is None:
+            with self.timed("decode"):
+                decoded = self.model.decode(trajectory.states[:1].to(self.model.device))[0].cpu()
+            trajectory = self.trajectories[name] = replace(trajectory, decoded=decoded)
+            if name in self.keys:
+                self.inversions[self.keys[name]] = trajectory
+        return from_canvas(trajectory.decoded, self.window.size)
 
     def composition(self, image: np.ndarray, *, decoded: bool = False) -> Composition:
-        """The result whose pixels are `image`; all else is the frame's. decoded: as Composition has it."""
+        """The result whose pixels in the window are `image`; all else is the frame's.
+
+        decoded: as Composition has it.
+        """
+        sample, seen, placement = self.sample, self.seen, self.placement
+        mask = np.zeros(sample.background.size, dtype=bool)
+        mask[self.window.part] = placement.object_mask
         return Composition(
-            sample=self.sample,
-            image=image,
+            sample=sample,
+            image=self.window.put_back(sample.background, image, sample.user_mask),
             decoded=decoded,
-            mask=self.placement.object_mask,
-            placed=placed_object(self.sample, self.placement),
-            clipped=self.placement.clipped,
+            mask=mask,
+            placed=self.window.put_back(
+                sample.background,
+                seen.background.render(placement.image, grayscale=sample.grayscale),
+                sample.user_mask,
+            ),
+            clipped=placement.clipped,
+            match=placement.match,
+            window=self.window,
             canvas=tuple(self.background.shape[2:]),
             solver=self.table.name,
             exceptional_token=self.token,

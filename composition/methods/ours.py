@@ -17,8 +17,9 @@ import torch
 
 from solvers import history_at
 
-from ..blending import compose_states, preserve_background
-from .frame import Composition, Frame
+from ..blending import compose_states, preserve_states
+from .frame import Frame
+from .result import Composition
 
 
 def ours(frame: Frame) -> Composition:
@@ -34,7 +35,7 @@ def ours(frame: Frame) -> Composition:
             pairs = zip(history_at(x_obj, table, start), history_at(x_bg, table, start), strict=True)
             history = [compose_states(of_obj, of_bg, frame.m_obj) for of_obj, of_bg in pairs]
         latent = denoise_composite(frame, x_bg, x_obj, history)
-    return frame.finish(latent)
+    return frame.finish(latent, detail=True)
 
 
 def denoise_composite(
@@ -45,7 +46,8 @@ def denoise_composite(
     x_bg, x_obj: states x[0..start] or more, (1, C, h, w) each. history: the composed D[start + 1], D[start + 2], ...;
     none for a run that begins at start.
     """
-    start, until = frame.settings.start, frame.settings.preserve_until
+    settings, start = frame.settings, frame.settings.start
     x = compose_states(x_obj[start], x_bg[start], frame.m_obj)
-    edit = preserve_background(x_bg, frame.m_user, until, start)
+    until = settings.preserve_background_until, settings.preserve_object_until
+    edit = preserve_states(x_bg, x_obj, frame.m_user, frame.m_obj, start, *until)
     return frame.denoise(x, frame.text_prediction(), start, history=history, edit=edit)

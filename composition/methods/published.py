@@ -11,8 +11,9 @@ import torch
 
 from solvers import sample
 
-from .frame import Composition, Frame
+from .frame import Frame
 from .ours import denoise_composite
+from .result import Composition
 
 
 def published(frame: Frame) -> Composition:

@@ -24,9 +24,9 @@ from ..inversions import Trajectory
 
 
 class InversionStore(MutableMapping[str, Trajectory]):
-    """The last `keep` trajectories in memory (0.5 MB each at 512 x 512 and start = 6), all of them in `folder` if any.
+    """The last `keep` trajectories in memory (3.5 MB each at 512 x 512 and start = 6), all of them in `folder` if any.
 
-    One safetensors file per trajectory, which carries its report, its key and a SHA-256 of the states. A file that is
+    One safetensors file per trajectory, which carries its report, its key and a SHA-256 of its tensors. A file that is
     damaged, or is not what its name says, is warned of and counts as absent, so that it is made again. Any number of
     processes may share a folder: files appear whole, and whoever makes one twice makes the same. In one process one
     thread may use a store.
@@ -53,7 +53,8 @@ class InversionStore(MutableMapping[str, Trajectory]):
         return self._recent[key]
 
     def __setitem__(self, key: str, trajectory: Trajectory) -> None:
-        trajectory = replace(trajectory, states=trajectory.states.cpu())
+        decoded = None if trajectory.decoded is None else trajectory.decoded.cpu()
+        trajectory = replace(trajectory, states=trajectory.states.cpu(), decoded=decoded)
         if (path := self._path(key)) is not None:
             _write(path, key, trajectory)
         self._remember(key, trajectory)
@@ -82,21 +83,27 @@ class InversionStore(MutableMapping[str, Trajectory]):
 
 
 def _write(path: Path, key: str, trajectory: Trajectory) -> None:
-    states = trajectory.states.contiguous()
-    metadata = {"key": key, "report": json.dumps(asdict(trajectory.report)), "sha256": _digest(states)}
+    tensors = {"states": trajectory.states.contiguous()}
+    if trajectory.decoded is not None:
+        tensors["decoded"] = trajectory.decoded.contiguous()
+    metadata = {"key": key, "report": json.dumps(asdict(trajectory.report)), "sha256": _digest(tensors)}
     with atomic(path) as temporary:
-        save_file({"states": states}, temporary, metadata=metadata)
+        save_file(tensors, temporary, metadata=metadata)
 
 
 def _read(path: Path, key: str) -> Trajectory:
     """Raises one of several errors for a file that is not a whole and sound trajectory of that key."""
     with safe_open(path, framework="pt") as file:
-        metadata, states = file.metadata(), file.get_tensor("states")
-    if metadata["key"] != key or metadata["sha256"] != _digest(states):
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
+    if metadata["key"] != key or metadata["sha256"] != _digest(tensors):
         raise ValueError("its contents are not what was stored")
     report = json.loads(metadata["report"])
-    return Trajectory(states, InversionReport(**report | {"residuals": tuple(report["residuals"])}))
+    report = InversionReport(**report | {"residuals": tuple(report["residuals"])})
+    return Trajectory(tensors["states"], report, tensors.get("decoded"))
 
 
-def _digest(states: torch.Tensor) -> str:
-    return hashlib.sha256(states.numpy().tobytes()).hexdigest()
+def _digest(tensors: dict[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode() + tensors[name].numpy().tobytes())
+    return digest.hexdigest()

@@ -42,3 +42,10 @@ def read_dicom(path: Path, index: int | None, name: str) -> np.ndarray:
         frame = frames[slice_number(len(frames), index, name)]
         values = apply_voi_lut(apply_modality_lut(frame, data), data).astype(np.float64)
     return -values if data.get("PhotometricInterpretation") == "MONOCHROME1" else values
+
+
+def dicom_unit(path: Path) -> str | None:
+    """ "HU" for a computed tomography, whose values are Hounsfield units by the standard (PS3.3, C.8.2.1); else None."""
+    import pydicom
+
+    return "HU" if pydicom.dcmread(path, stop_before_pixels=True).get("Modality") == "CT" else None

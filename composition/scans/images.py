@@ -8,7 +8,7 @@ It reads PNG, JPEG and TIFF in 8 and 16 bits, anything else that Pillow opens, a
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 
 from sd21.files import atomic
 
-from .dicom import is_dicom, read_dicom
+from .dicom import dicom_unit, is_dicom, read_dicom
 from .errors import BlankError, ScanError, damage_named
 from .nifti import is_nifti, read_nifti
 from .slices import slice_number, split_slice
@@ -32,13 +32,17 @@ class Scan:
     """An image as it was stored: pixels (H, W) grayscale or (H, W, 3) RGB, uint8 or uint16.
 
     `window` is the pair of stored values that stand for black and white: 0 and 255 in 8 bits, and in 16 bits the scan's
-    own least and greatest value, since 16-bit files often use a small part of their range (12-bit detectors).
+    own least and greatest value, since 16-bit files often use a small part of their range (12-bit detectors). `levels`
+    is another such pair, as a part of a scan has that of the whole. unit: of the values where they have a physical
+    scale, as "HU"; None where grey means nothing by itself.
 
     Raises TypeError for pixels that are no numpy array, and ScanError for an array that is no such image or is blank.
     """
 
     pixels: np.ndarray
     name: str = "scan"
+    unit: str | None = None
+    levels: tuple[int, int] | None = None
 
     def __post_init__(self):
         p = self.pixels
@@ -49,7 +53,7 @@ class Scan:
             )
         if p.dtype not in (np.uint8, np.uint16) or p.ndim not in (2, 3) or (p.ndim == 3 and p.shape[2] != 3):
             raise ScanError(f"{self.name}: expected uint8 or uint16 (H, W) or (H, W, 3), got {p.dtype} {p.shape}")
-        if p.size == 0 or p.min() == p.max():
+        if p.size == 0 or (self.levels is None and p.min() == p.max()):
             raise BlankError(f"{self.name} is blank (one value, or no pixel at all): there is nothing to compose")
 
     @property
@@ -64,9 +68,15 @@ class Scan:
 
     @property
     def window(self) -> tuple[int, int]:
+        if self.levels is not None:
+            return self.levels
         if self.pixels.dtype == np.uint8:
             return 0, 255
         return int(self.pixels.min()), int(self.pixels.max())
+
+    def part(self, rows: slice, columns: slice) -> Scan:
+        """The pixels of these rows and columns, in the whole scan's window."""
+        return replace(self, pixels=self.pixels[rows, columns], levels=self.window)
 
     def values(self) -> np.ndarray:
         """The pixels as float32 (H, W, 3) in [-1, 1], the network's range."""
@@ -122,7 +132,7 @@ def read_scan(source: str | Path | Image.Image) -> Scan:
     missing.
     """
     name = str(source) if isinstance(source, str | Path) else "image"
-    return Scan(_pixels_of(source, name), name)
+    return Scan(_pixels_of(source, name), name, _unit_of(source))
 
 
 def read_mask(source: str | Path | Image.Image) -> np.ndarray:
@@ -196,6 +206,13 @@ def _pixels_of(source, name: str) -> np.ndarray:
             image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image.convert("RGBA"))
             return np.asarray(image.convert("L" if gray else "RGB"))
         return np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
+
+
+def _unit_of(source: str | Path | Image.Image) -> str | None:
+    if isinstance(source, Image.Image):
+        return None
+    path, _ = split_slice(source)
+    return dicom_unit(path) if is_dicom(path) else None
 
 
 def _to_uint16(values: np.ndarray, name: str) -> np.ndarray:

@@ -20,7 +20,7 @@ from composition.methods.published import published
 from composition.methods.sdedit import sdedit
 from composition.prompts import exceptional_context
 
-SETTINGS = Settings(tolerance=1e-3)
+SETTINGS = Settings.paper(tolerance=1e-3)
 ON_DOUBLE = {name: method for name, method in METHODS.items() if name != "tf-icon"}  # it hooks a network's attention
 NOISY = {"blended": blended_latent_diffusion, "sdedit": sdedit}
 
@@ -133,7 +133,7 @@ def test_blended_does_not_look_at_the_object():
 def test_the_method_as_published_written_out():
     """On few steps, so that neighbouring states differ enough to be told apart."""
     model, one = FakeModel(pull=0.2), sample(128, 128)
-    settings = replace(SETTINGS, steps=6, start=4, preserve_until=2)
+    settings = replace(SETTINGS, steps=6, start=4, preserve_background_until=2)
     grid, table = run_of(model, settings)
     encoded, m_obj, m_user = latents(model, one)
     naive = Settings(steps=6, inversion="naive")

@@ -20,7 +20,7 @@ from composition.runs.batch import run_batch
 from composition.runs.manifest import read_manifest
 
 ROOT = Path(__file__).parent.parent
-QUICK = Settings(steps=4, start=2, preserve_until=1, inversion="naive")
+QUICK = Settings(steps=4, start=2, preserve_background_until=1, inversion="naive")
 BAD = "{not json"
 
 

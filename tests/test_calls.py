@@ -96,11 +96,11 @@ def test_a_call_is_described_for_its_own_time(model):
             said.append(site.call and site.call.stage)
         return sd21.default_kernel(q, k, v)
 
-    settings = Settings(steps=2, start=1, preserve_until=1, inversion="naive")
+    settings = Settings(steps=2, start=1, preserve_background_until=1, inversion="naive")
     with sd21.attention_hook(model.unet, hook):
         run(model, sample(128, 128), settings, on_state=on_state)
-    # Two states up and two down to measure; the step from 1 to 0, and on_state at 1 and at 0.
-    assert said == ["inversion"] * 4 + ["composition", None, None]
+    # One state up and one down to measure; the step from 1 to 0, and on_state at 1 and at 0.
+    assert said == ["inversion"] * 2 + ["composition", None, None]
 
 
 def test_max_batch_splits_calls_and_what_is_told_of_them(model):
@@ -118,7 +118,7 @@ def test_the_exceptional_prompt_is_told_from_a_text(model):
 
 
 def test_the_published_methods_second_run_is_of_background_and_object(model):
-    _, calls = watched(model, sample(128, 128), Settings(steps=4, start=2, preserve_until=1), method="published")
+    _, calls = watched(model, sample(128, 128), Settings(steps=4, start=2, preserve_background_until=1), method="published")
     composing = [(call.i, call.images, call.contexts) for call, _, _ in calls if call.stage == "composition"]
     again = [((i, i), ("background", "object"), ("exceptional",) * 2) for i in range(4, 0, -1)]
     assert composing == again + [((i, i), ("composite",) * 2, ("text", "null")) for i in (2, 1)]

@@ -13,11 +13,13 @@ from small_models import write_small_pipeline
 
 import sd21
 from composition import METHODS, Composition, Frame, Scan, Settings, compose
-from composition.blending import compose_states, feather_weight, preserve_background, preserve_pixels
+from composition.blending import compose_states, feather_weight, preserve_pixels, preserve_states
 from composition.prompts import exceptional_context
 from solvers import SOLVERS, exponential_ab3, history_at, log_snr
 
-EXACT = Settings(tolerance=2e-6, guidance_scale=1.0)
+# The paper's method, whose result is its equations' and nothing more, by an exact inversion.
+PAPER = Settings.paper(inversion="joint", max_sweeps=200, on_failure="raise")
+EXACT = replace(PAPER, tolerance=2e-6, guidance_scale=1.0)
 
 
 def test_eq_8_by_hand():
@@ -26,13 +28,20 @@ def test_eq_8_by_hand():
     assert composed.tolist() == [[[[1.0, 20.0, 3.0]]]]
 
 
-@pytest.mark.parametrize(("preserve_until", "start"), [(3, 6), (0, 2), (2, 2), (5, 4)])
-def test_eq_9_by_hand_and_on_its_bounds_alone(preserve_until, start):
-    x_bg = torch.arange(8.0).view(8, 1, 1, 1, 1).expand(8, 1, 1, 1, 2)  # the state i holds i
-    edit = preserve_background(x_bg, torch.tensor([[[[1.0, 0.0]]]]), preserve_until, start)
-    for i in range(start + 1):
-        expected = [-1.0, float(i)] if preserve_until <= i else [-1.0, -1.0]
-        assert edit(i, -torch.ones(1, 1, 1, 2)).flatten().tolist() == expected
+@pytest.mark.parametrize(("background", "start"), [(3, 6), (0, 2), (2, 2), (5, 4), (None, 3)])
+@pytest.mark.parametrize("held", [1, 4, None])
+def test_eq_9_by_hand_and_on_its_bounds_alone(background, held, start):
+    """Three cells: in the object's mask, in the user mask beside it, and outside."""
+    x_bg = torch.arange(8.0).view(8, 1, 1, 1, 1).expand(8, 1, 1, 1, 3)  # the state i holds i
+    m_user, m_obj = torch.tensor([[[[1.0, 1.0, 0.0]]]]), torch.tensor([[[[1.0, 0.0, 0.0]]]])
+    edit = preserve_states(x_bg, 10 * x_bg, m_user, m_obj, start, background, held)
+    for i in range(start + 2):
+        expected = [-1.0, -1.0, -1.0]
+        if i <= start and background is not None and background <= i:
+            expected[2] = float(i)
+        if i <= start and held is not None and held <= i:
+            expected[0] = 10.0 * i
+        assert edit(i, -torch.ones(1, 1, 1, 3)).flatten().tolist() == expected
 
 
 def test_the_feather_lies_inside_the_mask_and_ignores_the_scans_border():
@@ -43,6 +52,9 @@ def test_the_feather_lies_inside_the_mask_and_ignores_the_scans_border():
     expected[:4, 5:] = 1
     np.testing.assert_array_equal(feather_weight(mask, 2), expected)
     np.testing.assert_array_equal(feather_weight(mask, 0), mask)
+    # A feather is no wider than the mask is deep: here 6 pixels, at the corner of the scan.
+    assert feather_weight(mask, 50)[0, 8] == 1 and feather_weight(mask, 50)[3, 5] == 3 / 6
+    assert (feather_weight(np.ones((5, 5), bool), 3) == 1).all() and not feather_weight(np.zeros((5, 5), bool), 3).any()
 
 
 def test_preserved_pixels_are_the_scans_own_and_blend_inside():
@@ -112,7 +124,7 @@ def test_the_carried_history_is_the_data_predictions_before_start(solver):
 
 def test_the_method_against_its_equations_written_out():
     """The expected image comes from loops over the paper's equations with the table's numbers."""
-    model, settings, one = FakeModel(pull=0.2), Settings(tolerance=2e-6), sample(128, 128)
+    model, settings, one = FakeModel(pull=0.2), replace(PAPER, tolerance=2e-6, history="carry"), sample(128, 128)
     grid, table = run_of(model, settings)
     encoded, m_obj, m_user = latents(model, one)
     bg, obj = inverted(model, encoded[:2], settings, 7)
@@ -128,24 +140,24 @@ def test_the_method_against_its_equations_written_out():
     assert np.abs(run(model, one, settings).image.astype(int) - rendered(model, one, x)).max() <= 1
 
 
-def test_eq_9_acts_in_the_latents_until_preserve_until():
+def test_eq_9_acts_in_the_latents_until_preserve_background_until():
     """If it is kept down to i = 0, the background is the autoencoder's own; if to i = 1, the text prompt moves it."""
     model, one = FakeModel(pull=0.5), sample(128, 128)
     outside = ~one.user_mask
     outside[24:88, 32:104] = False  # latent cells that the user mask touches
     expected = rendered(model, one, latents(model, one)[0][0])
-    kept = run(model, one, Settings(preserve_until=0)).image
-    moved = run(model, one, Settings(preserve_until=1)).image
+    kept = run(model, one, replace(PAPER, preserve_background_until=0)).image
+    moved = run(model, one, replace(PAPER, preserve_background_until=1)).image
     assert np.array_equal(kept[outside], expected[outside])
     assert (moved[outside] != expected[outside]).mean() > 0.9
 
 
 @pytest.mark.parametrize("start", [1, 20])
 def test_the_ends_of_start(start):
-    composition = run(FakeModel(), sample(), Settings(start=start, tolerance=1e-3))
+    composition = run(FakeModel(), sample(), replace(PAPER, start=start, tolerance=1e-3, history="carry"))
     assert composition.image.shape == (120, 160) and composition.rows["composition"] == 2 * start
     if start == 20:  # nothing comes before T, so there is no history to carry
-        restarted = run(FakeModel(), sample(), Settings(start=20, tolerance=1e-3, history="restart"))
+        restarted = run(FakeModel(), sample(), replace(PAPER, start=20, tolerance=1e-3))
         assert np.array_equal(composition.image, restarted.image)
 
 
@@ -157,7 +169,7 @@ def test_the_result_outside_the_user_mask_is_the_scan_to_the_bit():
         assert image.dtype == dtype
         assert np.array_equal(image[~one.user_mask], one.background.pixels[~one.user_mask])
         assert not np.array_equal(image, one.background.pixels)
-        assert (run(FakeModel(), one).image[~one.user_mask] != one.background.pixels[~one.user_mask]).any()
+        assert (run(FakeModel(), one, PAPER).image[~one.user_mask] != one.background.pixels[~one.user_mask]).any()
 
 
 def test_the_result_is_grayscale_if_both_scans_are():
@@ -182,10 +194,10 @@ def test_background_and_object_go_through_the_network_together():
 
     model = Watched()
     run(model, sample(), Settings(inversion="naive"))
-    assert model.calls[:14] == [2] * 14  # seven up and seven down to measure, both images in every call
+    assert model.calls[:12] == [2] * 12  # six up and six down to measure, both images in every call
     model.calls.clear()
     run(model, sample(), Settings(inversion="naive"), inversions={})
-    assert model.calls[:28] == [1] * 28  # what is kept must not depend on the rest of its batch
+    assert model.calls[:24] == [1] * 24  # what is kept must not depend on the rest of its batch
 
 
 def test_a_scan_that_is_its_own_object_in_its_place_is_inverted_once():
@@ -206,7 +218,7 @@ def test_what_is_kept_is_inverted_once():
     again = run(model, one, inversions=kept)
     assert np.array_equal(again.image, first.image)
     model.rows = 0
-    third = run(model, replace(one, prompt="another"), Settings(guidance_scale=4, preserve_until=1), inversions=kept)
+    third = run(model, replace(one, prompt="another"), Settings(guidance_scale=4, preserve_background_until=1), inversions=kept)
     assert len(kept) == 3 and model.rows == sum(third.rows.values()) == third.rows["composition"]
     moved = np.roll(one.user_mask, 3, axis=1)  # the same object, elsewhere on the canvas
     assert not run(model, replace(one, user_mask=moved), inversions=kept).reused["object"]
@@ -246,7 +258,7 @@ def test_a_solver_and_a_grid_are_named_in_settings_or_given():
 
 def test_on_state_hands_out_the_run_and_the_result_its_trajectories():
     seen, one, model = [], sample(128, 128), FakeModel(pull=0.2)
-    result = run(model, one, on_state=lambda i, x, x0: seen.append((i, x, x0)), keep_trajectories=True)
+    result = run(model, one, PAPER, on_state=lambda i, x, x0: seen.append((i, x, x0)), keep_trajectories=True)
     assert [i for i, _, _ in seen] == [6, 5, 4, 3, 2, 1, 0] and seen[-1][2] is None
     assert np.array_equal(result.image, rendered(model, one, seen[-1][1][0]))
     grid, _ = run_of(model, Settings())

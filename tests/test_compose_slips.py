@@ -20,7 +20,7 @@ def test_what_cannot_be_composed_is_told_before_the_network_runs():
         (replace(one, object_mask=one.object_mask & False), PlacementError, "object mask of scan is empty"),
     ]:
         with pytest.raises(error, match=message):
-            run(model, bad)
+            run(model, bad, Settings(focus="scan"))
     with pytest.raises(ScanError, match="blank"):
         Scan(np.zeros((120, 160), np.uint8))
     with pytest.raises(ValueError, match="not one of the model's 49408 tokens"):

@@ -259,8 +259,9 @@ class Frame:
 
             r(placed) * S + r(background) * (1 - S),    r(image) = image - decode(encode(image))
 
-        S is the object's mask, blurred by DETAIL_SIGMA pixels of the canvas. It is taken in the background's own pixels, so that it holds what the canvas
-        loses as well. of_object: False leaves r(placed) out, and S is then the user mask's.
+        S is the object's mask, blurred by DETAIL_SIGMA pixels of the canvas. All is taken in the background's own
+        pixels, so that it holds what the canvas loses as well.
+        of_object: False leaves r(placed) out, and S is then the user mask's.
         """
         sigma = DETAIL_SIGMA / self.window.zoom
         mask = self.placement.object_mask if of_object else self.placement.user_mask

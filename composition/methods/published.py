@@ -21,9 +21,10 @@ def published(frame: Frame) -> Composition:
     denoised again; Eq. 8 composes their states at T', Eq. 9 preserves the background of that second trajectory, and the
     composite's first step, without history, is first-order.
 
-    Our method differs in three ways. It inverts exactly, and only to T' and what the carried history takes; it reads
-    every state from the stored trajectory; and it carries the history. So this method does not use
-    `settings.inversion` and `settings.history`.
+    Our method differs in these ways. It inverts to T' alone, and measures and mends the inversion; it reads every state
+    from the stored trajectory; it holds the object; and it gives back what the autoencoder loses. So this method does
+    not use settings.inversion, history and preserve_object_until. How the object is placed and what the network sees is
+    the frame's matter, as for every method: with `Settings.paper()` that is the paper's too.
     Half of the inversion's rows are the round trip that measures it. TF-ICON's code does not run these. It runs two
     rows for every other one of inverting and denoising again, because it guides between the exceptional prompt and
     itself, which Eq. 6 turns into no guidance whatever the scale is.

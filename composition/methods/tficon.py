@@ -69,7 +69,8 @@ def tf_icon(frame: Frame, *, tau_a: float = TAU_A, tau_b: float = TAU_B, seed: i
 
     tau_a, tau_b: the share of the run, counted from T, in which attention is injected and states are rectified, in
         [0, 1]; 0 for not at all. seed: of Eq. 7's noise. Of the settings, start, preserve_background_until,
-        preserve_object_until, history and inversion belong to ours and are not used here. The five rows of a step stay in one call whatever max_batch is.
+        preserve_object_until, history and inversion belong to ours and are not used here. The five rows of a step stay
+        in one call whatever max_batch is.
     While it injects, its own attention hook stands in the place of any other, which then sees nothing of these steps.
     `on_state` sees the three streams, (3, C, h, w), and 0 as the data prediction of one that has ended.
     Raises ValueError for a threshold out of range.

@@ -45,7 +45,7 @@ def read_dicom(path: Path, index: int | None, name: str) -> np.ndarray:
 
 
 def dicom_unit(path: Path) -> str | None:
-    """ "HU" for a computed tomography, whose values are Hounsfield units by the standard (PS3.3, C.8.2.1); else None."""
+    """The unit of a file's values: "HU", Hounsfield units, for computed tomography (PS3.3, C.8.2.1); else None."""
     import pydicom
 
     return "HU" if pydicom.dcmread(path, stop_before_pixels=True).get("Modality") == "CT" else None

@@ -19,7 +19,7 @@ LAYERS = (
     ("methods",),
     ("datasets",),
     ("metrics",),
-    ("settings", "placement", "canvas", "prompts", "inversions", "blending", "calls", "figures", "model"),
+    ("settings", "placement", "matching", "canvas", "prompts", "inversions", "blending", "calls", "figures", "model"),
     ("scans",),
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}

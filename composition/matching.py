@@ -23,10 +23,11 @@ BLACK = 8 / 255  # greys up to here are air: JPEG leaves such noise in it. It fi
 LEAST_PART = 1 / 4
 LEAST_PIXELS = 64  # the median of 64 pixels lies 3 or 4 grey levels from the whole ring's, and one in twenty 15
 TAIL = 0.02  # the share of the tumour's pixels, text and speckle, that may leave the range
-# A label needs 0.4; the rest is room for what the network does. It costs black or white in more than 5 % of the pixels
-# of five tumours in 200, for two with 0.4.
-LEAST_CONTRAST = 0.5
-GAINS = (0.4, 2.5)  # the prototype's limits
+# An offset alone turns a black cyst grey in brighter tissue. A gain keeps it black, but makes speckle harder too.
+MOST_GAIN = 1.5
+# A label needs a contrast of 0.4; the rest is room for what the network does. Black or white then fill 5 % more of
+# eight tumours in 200 than before, of four with 0.4.
+LEAST_GAIN = 0.5
 
 
 @dataclass(frozen=True)
@@ -46,38 +47,31 @@ class Match:
 
     def apply(self, values: np.ndarray) -> np.ndarray:
         """Values of any shape in [-1, 1], matched and clipped to [-1, 1], in their own dtype."""
-        number = values.dtype.type
-        matched = values * number(self.gain)
-        matched += number(self.gain - 1 + 2 * self.offset)  # black is -1 here, and white 2 above it
+        matched = values * self.gain
+        matched += self.gain - 1 + 2 * self.offset  # black is -1 here, and white 2 above it
         return np.clip(matched, -1, 1, out=matched)
-
-
-# Takes the greys (n,) of the background's ring, the object's ring and the tumour; returns gain and offset.
-Estimator = Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[float, float]]
 
 
 def keep_contrast(background: np.ndarray, obj: np.ndarray, tumour: np.ndarray) -> tuple[float, float]:
     """Bring ring to ring by an offset, and keep the tumour's contrast as far as black and white leave it room.
 
-    The gain is 1, or what takes the tumour's far end (the brightest grey of a tumour that is brighter than its ring,
-    the darkest of another, but for TAIL) to white or black, and LEAST_CONTRAST or more. Tumours keep 0.99 (Br35H) and
-    1.00 (BUSI) of their contrast in the median.
+    The gain is the ratio of the rings from 1 to MOST_GAIN. It is lowered, not below LEAST_GAIN, to what takes the
+    tumour's far end to white or black: its brightest grey if it is brighter than its ring, or else its darkest, but for
+    TAIL. Tumours keep 0.99 (Br35H) and 1.00 (BUSI) of their contrast in the median, and 0.48 and 0.50 at least.
     """
     target, own = np.median(background), np.median(obj)
+    gain = np.clip(target / own, 1, MOST_GAIN)
     if np.median(tumour) > own:
         room, reach = 1 - target, np.quantile(tumour, 1 - TAIL) - own
     else:
         room, reach = target, own - np.quantile(tumour, TAIL)
-    gain = max(LEAST_CONTRAST, float(room / reach)) if reach > room else 1.0
-    return gain, float(target - gain * own)
+    if gain * reach > room:
+        gain = max(room / reach, LEAST_GAIN)
+    return float(gain), float(target - gain * own)
 
 
-def ratio_of_rings(background: np.ndarray, obj: np.ndarray, tumour: np.ndarray) -> tuple[float, float]:
-    """The ratio of the rings, kept in GAINS, and no offset. Black stays black, and bright tumours burn to white."""
-    return float(np.clip(np.median(background) / np.median(obj), *GAINS)), 0.0
-
-
-MATCHES: dict[str, Estimator] = {"contrast": keep_contrast, "gain": ratio_of_rings}
+# An estimator takes the greys (n,) of the background's ring, the object's ring and the tumour, to gain and offset.
+MATCHES: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[float, float]]] = {"contrast": keep_contrast}
 
 
 def match(
@@ -85,47 +79,43 @@ def match(
 ) -> Match:
     """The match of an object to the background it is placed on.
 
-    background, obj: the two scans, float32 (H, W, 3) in [-1, 1], each in its own pixels. placed_mask, object_mask: bool
-    (H, W), the object's mask where it was moved to on the background, and in its own scan. how: a name of MATCHES, or
-    "none". Nothing is matched where `ring_greys` finds either ring not usable. Raises ValueError for another `how`, and
-    for an empty mask.
+    background, obj: the two scans, float32 (H, W, 3) in [-1, 1]. placed_mask, object_mask: bool (H, W), the object's
+    mask where it was moved to on the background, and in its own scan. how: a name of MATCHES, or "none". Nothing is
+    matched where `ring_greys` finds either ring not usable. Raises ValueError for another `how`, and for an empty mask.
     """
     if how == "none":
         return Match(how)
     if how not in MATCHES:
         raise ValueError(f"a match is one of none, {', '.join(MATCHES)}; got {how!r}")
-    target, why_not_target = ring_greys(background, placed_mask, "the object's place on the background")
-    own, why_not_own = ring_greys(obj, object_mask, "the object in its own scan")
-    if why := why_not_target or why_not_own:
-        return Match(how, why=why)
+    target, why = ring_greys(background, placed_mask, "the object's place on the background")
+    own, why_own = ring_greys(obj, object_mask, "the object in its own scan")
+    if why or why_own:
+        return Match(how, why=why or why_own)
     gain, offset = MATCHES[how](target, own, _greys(obj, object_mask))
     return Match(how, gain, offset, float(np.median(target)), float(np.median(own)))
 
 
 def ring_greys(values: np.ndarray, mask: np.ndarray, what: str, width: float = WIDTH) -> tuple[np.ndarray, str | None]:
-    """The greys (n,) above BLACK in the ring around a mask, which is called `what`, and why they are not usable, or None.
+    """The greys (n,) above BLACK in the ring around a mask, called `what`, and why they are not usable, or None.
 
     They are not if less than LEAST_PART of the ring lies on the scan, if less than that part of the rest is brighter
     than BLACK, or if fewer than LEAST_PIXELS are left.
     """
     box, part, whole = _ring(mask, width)
     greys = _greys(values[box], part)
-    bright = greys[greys > BLACK]
+    bright, why = greys[greys > BLACK], None
     if greys.size < LEAST_PART * whole:
-        return bright, f"the border cuts off {1 - greys.size / whole:.0%} of the ring around {what}"
-    if bright.size < LEAST_PART * greys.size:
-        return bright, f"the ring around {what} is black: {1 - bright.size / greys.size:.0%} of it"
-    if bright.size < LEAST_PIXELS:
-        return bright, f"the ring around {what} is tiny: {bright.size} pixels, of {LEAST_PIXELS} that it takes"
-    return bright, None
+        why = f"the border cuts off {1 - greys.size / whole:.0%} of the ring around {what}"
+    elif bright.size < LEAST_PART * greys.size:
+        why = f"the ring around {what} is black: {1 - bright.size / greys.size:.0%} of it"
+    elif bright.size < LEAST_PIXELS:
+        why = f"the ring around {what} is tiny: {bright.size} pixels, fewer than {LEAST_PIXELS}"
+    return bright, why
 
 
 def ring(mask: np.ndarray, width: float = WIDTH) -> np.ndarray:
-    """The bool ring (H, W) around a mask's true pixels: `width` times the tumour's size wide, GAP pixels off them.
-
-    The size is the side of a square of the mask's area; the width is GAP pixels or more. Distances are chessboard
-    distances. Raises ValueError for an empty mask.
-    """
+    """The bool ring (H, W) around a mask's true pixels, GAP pixels off them in chessboard distance. It is `width` times
+    the side of a square of the mask's area wide, and GAP at least. Raises ValueError for an empty mask."""
     box, part, _ = _ring(mask, width)
     found = np.zeros_like(mask)
     found[box] = part
@@ -135,29 +125,29 @@ def ring(mask: np.ndarray, width: float = WIDTH) -> np.ndarray:
 def _ring(mask: np.ndarray, width: float) -> tuple[tuple[slice, slice], np.ndarray, int]:
     """The box of the scan that holds the ring, the bool ring in this box, and how many pixels it has beyond the border
     too. Only the box is looked at: a mammogram has 12 million pixels."""
-    spans = [np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0)]
-    if spans[0].size == 0:
+    if not mask.any():
         raise ValueError("the mask is empty; there is no ring around it")
     reach = GAP + max(GAP, round(width * math.sqrt(mask.sum())))
-    starts, stops = [int(span[0]) for span in spans], [int(span[-1]) + 1 for span in spans]
-    padded = np.pad(mask[starts[0] : stops[0], starts[1] : stops[1]], reach)
+    spans = [np.flatnonzero(mask.any(axis=axis))[[0, -1]] + (0, 1) for axis in (1, 0)]
+    padded = np.pad(mask[tuple(slice(*span) for span in spans)], reach)
     whole = grown(padded, reach) & ~grown(padded, GAP)
-    box = tuple(slice(max(0, start - reach), stop + reach) for start, stop in zip(starts, stops, strict=True))
-    cut = [max(0, reach - start) for start in starts]  # what the border cuts off above and on the left
-    height, columns = mask[box].shape
-    return box, whole[cut[0] : cut[0] + height, cut[1] : cut[1] + columns], int(whole.sum())
+    box = tuple(slice(max(0, start - reach), stop + reach) for start, stop in spans)
+    beyond = [max(0, reach - start) for start, _ in spans]  # what the border cuts off above and on the left
+    shape = mask[box].shape
+    return box, whole[beyond[0] :, beyond[1] :][: shape[0], : shape[1]], int(whole.sum())
 
 
 def grown(mask: np.ndarray, reach: int) -> np.ndarray:
     """A bool mask (H, W) and all pixels of the array within a chessboard distance of `reach`."""
-    for axis in (0, 1):
+    for _ in ("rows", "columns"):
         done = 0
         while done < reach:  # a step of what is done and one leaves no hole, even at a border
             step = min(done + 1, reach - done)
-            wider, source = np.moveaxis(mask.copy(), axis, 0), np.moveaxis(mask, axis, 0)
-            wider[step:] |= source[:-step]
-            wider[:-step] |= source[step:]
-            mask, done = np.moveaxis(wider, 0, axis), done + step
+            wider = mask.copy()
+            wider[step:] |= mask[:-step]
+            wider[:-step] |= mask[step:]
+            mask, done = wider, done + step
+        mask = mask.T
     return mask
 
 

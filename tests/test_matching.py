@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from composition.matching import (
-    GAINS,
     GAP,
-    LEAST_CONTRAST,
+    LEAST_GAIN,
     LEAST_PIXELS,
     MATCHES,
+    MOST_GAIN,
     Match,
     grown,
     match,
@@ -42,14 +42,20 @@ def matched(target, own, tumour, how="contrast"):
     return match(background, PLACED, obj, MASK, how), obj
 
 
-def test_an_offset_brings_ring_to_ring_and_keeps_the_contrast():
-    found, obj = matched(target=0.55, own=0.3, tumour=0.6)
+@pytest.mark.parametrize(
+    ("target", "own", "tumour", "gain", "there"),
+    [(0.3, 0.5, 0.7, 1, 0.5), (0.45, 0.6, 0.4, 1, 0.25), (0.4, 0.32, 0.08, 1.25, 0.1), (0.6, 0.3, 0.1, MOST_GAIN, 0.3)],
+    ids=["darker tissue", "darker tissue, dark tumour", "brighter tissue", "much brighter tissue"],
+)
+def test_ring_comes_to_ring_and_the_contrast_is_kept_or_grows_with_the_tissue(target, own, tumour, gain, there):
+    found, obj = matched(target, own, tumour)
     assert found.why is None and found.how == "contrast"
-    assert found.gain == 1 and found.offset == pytest.approx(0.25, abs=ROUNDING)
-    assert (found.background_ring, found.object_ring) == pytest.approx((0.55, 0.3), abs=ROUNDING)
+    assert found.gain == pytest.approx(gain, abs=ROUNDING)
+    assert found.offset == pytest.approx(target - gain * own, abs=ROUNDING)
+    assert (found.background_ring, found.object_ring) == pytest.approx((target, own), abs=ROUNDING)
     greys = (found.apply(obj) + 1) / 2
-    assert greys[MASK] == pytest.approx(0.85, abs=ROUNDING)
-    assert greys[~MASK] == pytest.approx(0.55, abs=ROUNDING)
+    assert greys[MASK] == pytest.approx(there, abs=ROUNDING)
+    assert greys[~MASK] == pytest.approx(target, abs=ROUNDING)
 
 
 @pytest.mark.parametrize(
@@ -62,31 +68,24 @@ def test_the_contrast_is_lowered_to_the_room_that_white_and_black_leave(target, 
     assert greys[MASK] == pytest.approx(end, abs=ROUNDING) and greys[~MASK] == pytest.approx(target, abs=ROUNDING)
 
 
-def test_the_far_end_is_where_the_tumour_ends_but_for_its_tail():
-    obj = scan(MASK.shape, MASK, 0.3, 0.5)
+@pytest.mark.parametrize("flip", [1, -1], ids=["bright", "dark"])
+def test_the_far_end_is_where_the_tumour_ends_but_for_its_tail(flip):
+    # In greys: tissue of 0.3, a tumour of 0.5 with a twelfth of it at 0.8, and a background of 0.6; or their negative.
+    background, obj = scan(PLACED.shape, PLACED, 0.6, 0.5), scan(MASK.shape, MASK, 0.3, 0.5)
     tumour = np.flatnonzero(MASK)
-    obj.reshape(-1, 3)[tumour[:: len(tumour) // 50]] = 0.6  # about 8 % of the pixels have the grey 0.8
-    background = scan(PLACED.shape, PLACED, 0.75, 0.5)
-    few = obj.copy()
-    few.reshape(-1, 3)[tumour[: len(tumour) // 100]] = 1  # 1 % are white, less than the tail
-    for values in (obj, few):
-        assert match(background, PLACED, values, MASK).gain == pytest.approx(0.25 / 0.5, abs=ROUNDING)
+    obj.reshape(-1, 3)[tumour[::12]] = 0.6
+    tail = obj.copy()
+    tail.reshape(-1, 3)[tumour[1::100]] = 1  # a hundredth is white, less than the tail
+    for values in (obj, tail):
+        found = match(flip * background, PLACED, flip * values, MASK)
+        assert found.gain == pytest.approx(0.4 / 0.5, abs=ROUNDING)
 
 
 def test_the_contrast_is_not_lowered_below_its_least_share():
     for target, own, tumour in ((0.95, 0.2, 0.9), (0.05, 0.8, 0.1)):
         found, obj = matched(target, own, tumour)
-        assert found.gain == LEAST_CONTRAST
+        assert found.gain == LEAST_GAIN
         assert abs(found.apply(obj)).max() <= 1
-
-
-@pytest.mark.parametrize(
-    ("target", "own", "expected"), [(0.6, 0.4, 1.5), (0.2, 0.4, 0.5), (0.9, 0.1, GAINS[1]), (0.1, 0.9, GAINS[0])]
-)
-def test_the_gain_is_the_ratio_of_the_rings_within_its_limits(target, own, expected):
-    found, _ = matched(target, own, tumour=0.5, how="gain")
-    assert found.gain == pytest.approx(expected, abs=10 * ROUNDING)  # a ratio to 0.1 has ten times its error
-    assert found.offset == 0
 
 
 @pytest.mark.parametrize("how", MATCHES)
@@ -106,7 +105,7 @@ def test_apply_clips_keeps_the_dtype_and_leaves_its_argument():
     for dtype in (np.float32, np.float64):
         values = np.linspace(-1, 1, 12, dtype=dtype).reshape(2, 2, 3)
         before = values.copy()
-        found = Match("gain", gain=2, offset=0.1).apply(values)
+        found = Match("contrast", gain=2, offset=0.1).apply(values)
         expected = np.clip(2 * (2 * (values + 1) / 2 + 0.1) - 1, -1, 1)
         assert found.dtype == dtype and np.array_equal(values, before)
         assert found == pytest.approx(expected, abs=ROUNDING)
@@ -181,7 +180,7 @@ def test_colours_count_by_the_mean_of_their_channels():
 
 def test_what_cannot_be_matched_is_an_error():
     obj = scan(MASK.shape, MASK, 0.3, 0.6)
-    with pytest.raises(ValueError, match="one of none, contrast, gain; got 'median'"):
+    with pytest.raises(ValueError, match="one of none, contrast; got 'median'"):
         match(obj, MASK, obj, MASK, "median")
     with pytest.raises(ValueError, match="empty"):
         match(obj, MASK, obj, np.zeros_like(MASK))
@@ -200,3 +199,12 @@ def test_a_mammogram_takes_memory_by_its_tumour():
     # The ring's box has 0.8 million pixels: a few bool arrays of it, and float32 greys of ring and tumour with their
     # copies, are 16 MB at most. One float32 array of the scan would be 48 MB, and one of its values 144.
     assert peak < 16e6
+
+
+def test_a_match_is_applied_in_one_array():
+    values = np.zeros((1000, 1000, 3), dtype=np.float32)
+    tracemalloc.start()
+    Match("contrast", gain=0.7, offset=0.1).apply(values)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.1 * values.nbytes  # the result itself; a second array of its size would be 2

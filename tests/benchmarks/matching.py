@@ -1,11 +1,11 @@
 """This program compares ways to match an object's greys to the tissue it goes into, on samples of the benchmark.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/matching.py --data DATA [--samples 100] [--network 24] --out FILE.md
+    OMP_NUM_THREADS=1 python tests/benchmarks/matching.py --data DATA [--samples 100] [--network] --out FILE.md
 
 DATA holds the folders br35h and busi, as published. The samples are the first of the benchmark's own draw (300 of
 Br35H, 100 of BUSI, seed 0). Without a network it places the object, matches it, and pastes it inside its mask on the
-background; the match could as well come first, but for clipping. With --network N it also composes the first N samples
-of each data set by the small checkpoint (naive inversion).
+background; the match could as well come first, but for clipping. With --network it
+composes the samples by the small checkpoint instead (naive inversion), some of the matches only.
 
 What it measures, in grey levels of 255 and in shares:
 - contrast: (median inside the mask - median of the ring around it), of the result over that of the object's own scan,
@@ -19,6 +19,7 @@ What it measures, in grey levels of 255 and in shares:
 """
 
 import argparse
+import functools
 import platform
 import sys
 from pathlib import Path
@@ -111,7 +112,7 @@ def fitted_gain(low, high):
     def fitted(background, obj, tumour):
         target, own = np.median(background), np.median(obj)
         ratio = min(float(np.clip(target / own, low, high)), room(target, own, tumour))
-        return max(ratio, matching.LEAST_CONTRAST), target - max(ratio, matching.LEAST_CONTRAST) * own
+        return max(ratio, matching.LEAST_GAIN), target - max(ratio, matching.LEAST_GAIN) * own
 
     return fitted
 
@@ -148,10 +149,10 @@ ESTIMATORS = {
     "quantiles 10 and 90 %, gain in [0.5, 2]": affine(quantile_pair(0.5, 2)),
     "histograms": histograms,
     "gain in [0.8, 1.25] as far as it fits, rest by offset": affine(fitted_gain(0.8, 1.25)),
-    "gain in [1, 1.5] as far as it fits, rest by offset": affine(fitted_gain(1, 1.5)),
-    "**contrast**: gain 1 as far as it fits, rest by offset": affine(matching.keep_contrast),
+    "gain 1 as far as it fits, rest by offset": affine(fitted_gain(1, 1)),
+    "**contrast**: gain in [1, 1.5] as far as it fits, rest by offset": affine(matching.keep_contrast),
 }
-BEST = ("none", "gain in [0.4, 2.5]", *list(ESTIMATORS)[-3:])
+COMPOSED = ("none", "gain in [0.4, 2.5]", *list(ESTIMATORS)[-3:])
 
 
 class Case:
@@ -260,41 +261,49 @@ def cases_of(data, name, count):
     return cases
 
 
+def table(title, names, cases, measured):
+    """A table of the matches of these names. measured: from a case and an estimator to its measures."""
+    yield from ("", title, "", *header())
+    for name in names:
+        for dataset, several in cases.items():
+            yield row(name, dataset, [measured(one, ESTIMATORS[name]) for one in several])
+
+
+def pastes(cases):
+    yield from table("## Pasted", ESTIMATORS, cases, Case.pasted)
+    yield from ("", "## Widths of the ring, measured on the mean of rings of all three widths", "", *header())
+    for width in WIDTHS:
+        for dataset, several in cases.items():
+            found = [one.pasted(affine(matching.keep_contrast), width, WIDTHS) for one in several]
+            yield row(f"contrast, ring of {width:g}", dataset, found)
+    yield from ("", "## Medians of rings and of parts of rings: how far apart, in grey levels (median, 95 %)", "")
+    for dataset, several in cases.items():
+        for name, apart in rings(several).items():
+            yield f"- {dataset}, {name}: {np.median(apart):.1f}, {np.quantile(apart, 0.95):.1f}"
+
+
+def composites(cases):
+    import sd21
+
+    model, kept = sd21.load("mini"), {}
+    measured = functools.partial(Case.composed, model=model, inversions=kept)
+    yield from table("## Composed", COMPOSED, cases, measured)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--samples", type=int, default=100, help="of each data set (default: %(default)s)")
-    parser.add_argument("--network", type=int, default=0, help="samples of each to compose (default: none)")
+    parser.add_argument("--network", action="store_true", help="compose instead of pasting")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     cases = {name: cases_of(options.data, name, options.samples) for name in DATASETS}
-    lines = ["# The match of greys, pasted", "", *header()]
-    for name, estimator in ESTIMATORS.items():
-        for dataset, several in cases.items():
-            lines.append(row(name, dataset, [one.pasted(estimator) for one in several]))
-            print(lines[-1], flush=True)
-    lines += ["", "## Widths of the ring, measured on the mean of rings of all three widths", "", *header()]
-    for width in WIDTHS:
-        for dataset, several in cases.items():
-            found = [one.pasted(affine(matching.keep_contrast), width, WIDTHS) for one in several]
-            lines.append(row(f"contrast, ring of {width:g}", dataset, found))
-    lines += ["", "## Parts of rings: medians apart, in grey levels (median, 95 %)", ""]
-    for dataset, several in cases.items():
-        for name, apart in rings(several).items():
-            lines.append(f"- {dataset}, {name}: {np.median(apart):.1f}, {np.quantile(apart, 0.95):.1f}")
-    if options.network:
-        import sd21
-
-        model, kept = sd21.load("mini"), {}
-        lines += ["", "# The match of greys, composed", "", *header()]
-        for name in BEST:
-            for dataset, several in cases.items():
-                found = [one.composed(ESTIMATORS[name], model, kept) for one in several[: options.network]]
-                lines.append(row(name, dataset, found))
-                print(lines[-1], flush=True)
-    command = " ".join(["OMP_NUM_THREADS=1 python tests/benchmarks/matching.py", *sys.argv[1:]])
-    machine = f"{platform.machine()}, numpy {np.__version__}"
-    options.out.write_text("\n".join([*lines, "", f"`{command}`, one CPU thread, {machine}.", ""]), encoding="utf-8")
+    with options.out.open("w", encoding="utf-8") as file:
+        for line in (composites if options.network else pastes)(cases):
+            print(line, file=file, flush=True)
+        command = " ".join(["OMP_NUM_THREADS=1 python tests/benchmarks/matching.py", *sys.argv[1:]])
+        versions = f"numpy {np.__version__}, torch {torch.__version__}"
+        print(f"\n`{command}`, {platform.machine()}, CPU, {versions}.", file=file)
 
 
 if __name__ == "__main__":

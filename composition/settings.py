@@ -16,6 +16,8 @@ import numpy as np
 
 from solvers import GRIDS, INVERSIONS, SOLVERS, Grid, NoiseSchedule, StepTable
 
+from .matching import MATCHES
+
 
 def _setting(default, about: str, choices: Collection[str] = ()):
     """A field, what it means and what it may be; the command line makes its option and its help of them.
@@ -103,10 +105,10 @@ class Settings:
         ("inside", "box"),
     )
     match: str = _setting(
-        "gain",
+        "contrast",
         "how the object's grey values are matched to the tissue it goes into; none: they are not (the paper). Values "
         "with a physical scale, as Hounsfield units, are never matched",
-        ("gain", "none"),
+        ("none", *MATCHES),
     )
     focus: str = _setting(
         "auto",

@@ -10,7 +10,7 @@ from PIL import Image
 from small_models import write_small_pipeline
 
 # Few steps and the cheapest inversion: these tests are about files.
-FAST = ["--steps", "4", "--start", "2", "--preserve-until", "1", "--inversion", "naive"]
+FAST = ["--steps", "4", "--start", "2", "--preserve-background-until", "1", "--inversion", "naive"]
 
 
 def write_scans(folder: Path) -> Path:

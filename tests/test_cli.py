@@ -65,7 +65,7 @@ def test_run_from_files_to_files(scans, tmp_path):
     assert np.array_equal(read_mask(out / "mask.png"), placed.object_mask)
 
     record = json.loads((out / "record.json").read_text())
-    expected = Settings(steps=4, start=2, preserve_until=1, inversion="naive", preserve="pixels")
+    expected = Settings(steps=4, start=2, preserve_background_until=1, inversion="naive", preserve="pixels")
     assert record["settings"] == asdict(expected)
     weights = "unet/diffusion_pytorch_model.safetensors"
     assert record["model"]["source"] == str(model) and record["model"]["files"][weights] == sha256(model / weights)
@@ -96,7 +96,7 @@ def test_run_and_batch_by_a_baseline(scans, tmp_path, monkeypatch, method):
     assert entry["method"] == method and entry["rows"]["inversion"] == 0 and entry["reused"] == {}
     background, obj, mask = read_scan(scans / "s0.png"), read_scan(scans / "s2.png"), read_mask(scans / "m.png")
     user_mask = box_mask((20, 12, 40, 32), background.size)
-    settings = Settings(steps=4, start=2, preserve_until=1, inversion="naive")
+    settings = Settings(steps=4, start=2, preserve_background_until=1, inversion="naive")
     given = (FakeModel(64), background, obj, mask, user_mask, "a tumour", settings)
     expected = compose(*given, method=method).image
     assert np.array_equal(read_scan(tmp_path / "one" / "composite.png").pixels, expected)

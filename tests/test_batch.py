@@ -25,6 +25,7 @@ from composition.runs.manifest import read_manifest
 ROOT = Path(__file__).parent.parent
 QUICK = Settings(steps=4, start=2, preserve_background_until=1, inversion="naive")
 BAD = "{not json"
+KINDS = ("images", "png"), ("masks", "png"), ("records", "json")  # the files of a row, and their suffixes
 
 
 def start(command: list, **keywords) -> subprocess.Popen:
@@ -42,7 +43,7 @@ def communicate(process: subprocess.Popen) -> tuple[str, str]:
 
 
 def finish(process: subprocess.Popen) -> str:
-    """What it printed. One row of the manifest is bad, so a whole run ends with status 1."""
+    """What it printed. Two rows of the manifest end in errors.jsonl, so a whole run ends with status 1."""
     output, errors = communicate(process)
     assert process.returncode == 1, errors
     return output
@@ -50,9 +51,12 @@ def finish(process: subprocess.Popen) -> str:
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    """A folder with a manifest of three good rows and a bad one, a checkpoint, and their result in `undisturbed`."""
-    folder = tmp_path_factory.mktemp("batch")
-    write_manifest(write_scans(folder) / "manifest.jsonl", [row(0), row(1), BAD, row(2)])
+    """A folder with a manifest of three good rows, a bad one and one that is refused, a checkpoint, and their result in
+    `undisturbed`."""
+    folder = write_scans(tmp_path_factory.mktemp("batch"))
+    Image.fromarray(np.tri(60, 80, dtype=np.uint8)).save(folder / "half.png")  # cuts a disc in two
+    refused = row(3, user_box=None, user_mask="half.png", settings={"fit": "box"})
+    write_manifest(folder / "manifest.jsonl", [row(0), row(1), BAD, refused, row(2)])
     write_tiny_model(folder / "model")
     finish(start(["-m", "composition", *batch(folder), "--out", folder / "undisturbed"], stdout=subprocess.PIPE))
     return folder
@@ -66,9 +70,10 @@ def batch(folder: Path) -> list:
 
 @pytest.mark.slow
 def test_the_files_of_an_undisturbed_run(work):
-    kinds = (("images", "png"), ("masks", "png"), ("records", "json"))
-    names = [f"{kind}/case{n}.{suffix}" for kind, suffix in kinds for n in range(3)]
+    names = [f"{kind}/case{n}.{suffix}" for kind, suffix in KINDS for n in range(3)]
     assert set(tree(work / "undisturbed")) == {*names, "metadata.jsonl", "errors.jsonl"}
+    _, refused = (json.loads(line) for line in (work / "undisturbed" / "errors.jsonl").read_text().splitlines())
+    assert refused["line"] == 4 and refused["error"].endswith("or --max-clipped none to keep it")
 
 
 @pytest.mark.slow
@@ -104,7 +109,9 @@ def test_two_processes_do_every_row_once_and_give_the_same_files(work, tmp_path)
     process = start([*torchrun, *batch(work), "--out", tmp_path / "out"], stdout=subprocess.PIPE)
     output, _ = communicate(process)
     # Both print one summary together; had they not met, each would have summed up its own rows.
-    assert output.count("rows:") == 1 and output.startswith("4 rows: 3 written, 0 there already, 1 bad"), output
+    assert output.count("rows:") == 1 and output.startswith(
+        "5 rows: 3 written, 0 there already, 2 bad (1 of them refused: 1 by max_clipped). "
+    ), output
     assert tree(tmp_path / "out") == tree(work / "undisturbed")
 
 
@@ -195,9 +202,6 @@ def test_bad_rows_are_reported_and_the_others_go_on(tmp_path):
     assert [record["settings"]["guidance_scale"] for record in records(tmp_path)] == [2.5, 1.0]
     assert run(tmp_path, good).bad == 0
     assert not (tmp_path / "out" / "errors.jsonl").exists()
-
-
-KINDS = ("images", "png"), ("masks", "png"), ("records", "json")
 
 
 @pytest.fixture

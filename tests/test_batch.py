@@ -273,6 +273,19 @@ def test_a_row_that_is_refused_takes_what_an_earlier_success_left(tmp_path):
     assert set(tree(tmp_path / "out")) == {"metadata.jsonl", "errors.jsonl"}
 
 
+def test_a_row_that_fails_takes_what_an_earlier_success_left(tmp_path, monkeypatch):
+    write_scans(tmp_path)
+    run(tmp_path, [row(0)])
+
+    def fails(*_, **__):
+        raise FloatingPointError("the network gave nan")
+
+    monkeypatch.setattr("composition.runs.batch.compose", fails)
+    assert run(tmp_path, [row(0, prompt="another prompt")]).bad == 1
+    assert errors(tmp_path) == [{"line": 1, "error": "FloatingPointError: the network gave nan"}]
+    assert set(tree(tmp_path / "out")) == {"metadata.jsonl", "errors.jsonl"}
+
+
 def test_a_record_without_its_labels_measures_is_made_again(tmp_path):
     write_scans(tmp_path)
     run(tmp_path, [row(0), row(1)])

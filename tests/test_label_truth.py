@@ -140,7 +140,7 @@ def test_cells_are_compared_with_the_mask_in_its_pixels():
     moved = np.roll(mask[::4, ::4], 1, axis=1)
     assert cells_iou(moved, mask) == 4 * 4 / (3 * 4 * 4)
     # Where cells and pixels do not divide, a pixel goes to the cell of its middle: 2, 1 and 2 of 5 pixels.
-    assert cells_iou(np.array([[True, False, False]]), np.ones((1, 5), dtype=bool)) == 2 / 5
+    assert cells_iou(np.array([[False, True, False]]), np.ones((1, 5), dtype=bool)) == 1 / 5
 
 
 def test_a_large_scan_costs_little_memory():
@@ -162,9 +162,10 @@ def test_a_large_scan_costs_little_memory():
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "tf-icon"])
 def test_every_method_measures_its_label(method):
     """The double has no attention to hook, so it cannot run tf-icon."""
-    settings = Settings(inversion="naive", focus="window", fit="box")
+    settings = Settings(inversion="naive", focus="window", context=1.2, fit="box")
     result = compose(FakeModel(), *sample(), settings, method=method)
     label, seen = result.label, result.window.part
+    assert not result.window.covers(result.sample.background)
     cells = to_latent_mask(result.mask[seen], tuple(side // 8 for side in result.canvas))[0].numpy()
     assert label == measure_label(result.sample, result.image, result.placed, result.mask, seen, cells, result.clipped)
     assert label.cells > 4 and 0.5 < label.cells_iou <= 1

@@ -11,10 +11,12 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import get_args, get_type_hints
+
+from .options import add_fields, made_of
+
+QUIET = "no progress bars, no messages; warnings and errors stay"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -69,11 +71,13 @@ def _add_run(run: argparse.ArgumentParser) -> None:
 def _add_demo(demo: argparse.ArgumentParser) -> None:
     demo.set_defaults(command=_demo, method="ours")
     demo.add_argument("--out", type=Path, default=Path("demo"), help="folder for the results (default: %(default)s)")
-    demo.add_argument("-q", "--quiet", action="store_true", help="no progress bars, no messages")
+    demo.add_argument("-q", "--quiet", action="store_true", help=QUIET)
     _add_settings(demo)
 
 
 def _add_batch(batch: argparse.ArgumentParser) -> None:
+    from .runs.limits import Limits
+
     batch.set_defaults(command=_batch)
     batch.add_argument(
         "manifest",
@@ -81,10 +85,14 @@ def _add_batch(batch: argparse.ArgumentParser) -> None:
         help="JSON lines: background, object, object_mask, user_mask or user_box, prompt; optionally id and settings. "
         "Files are relative to the manifest",
     )
-    _add_out(batch, "folder for metadata.jsonl, images/, masks/, records/ and, where rows failed, errors.jsonl")
+    _add_out(
+        batch,
+        "folder for metadata.jsonl, images/, masks/, records/ and, where rows failed or were refused, errors.jsonl",
+    )
     _add_method(batch)
     _add_model(batch)
     _add_settings(batch)
+    add_fields(batch, "which rows are refused, as their labels are not true; none turns a limit off", Limits)
 
 
 def _add_benchmark(benchmark: argparse.ArgumentParser) -> None:
@@ -99,7 +107,7 @@ def _add_benchmark(benchmark: argparse.ArgumentParser) -> None:
 def _add_out(parser: argparse.ArgumentParser, about: str) -> None:
     parser.add_argument("--out", required=True, type=Path, help=about)
     parser.add_argument("--cache", type=Path, help="folder to keep the inversions in, for reuse")
-    parser.add_argument("-q", "--quiet", action="store_true", help="no progress bars, no messages")
+    parser.add_argument("-q", "--quiet", action="store_true", help=QUIET)
 
 
 def _add_method(parser: argparse.ArgumentParser) -> None:
@@ -134,35 +142,15 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
-    """An option for every field of Settings."""
     from .settings import Settings
 
-    group = parser.add_argument_group("method")
-    kinds = get_type_hints(Settings)
-    for field in fields(Settings):
-        kind, how = kinds[field.name], {"default": field.default}
-        if bool in (kind, *get_args(kind)):
-            how["action"] = argparse.BooleanOptionalAction
-        elif choices := field.metadata["choices"]:
-            how["choices"] = tuple(choices)
-        else:
-            how["type"] = _number_or_none(get_args(kind)[0]) if get_args(kind) else kind
-        about = field.metadata["about"] + ("" if field.default is None else f" (default: {field.default})")
-        group.add_argument("--" + field.name.replace("_", "-"), help=about, **how)
+    add_fields(parser, "method", Settings)
 
 
 def _settings(options: argparse.Namespace):
     from .settings import Settings
 
-    return Settings(**{field.name: getattr(options, field.name) for field in fields(Settings)})
-
-
-def _number_or_none(kind: type) -> Callable[[str], float | None]:
-    def number(text: str) -> float | None:
-        return None if text == "none" else kind(text)
-
-    number.__name__ = f"{kind.__name__} or none"  # argparse names it where the text is neither
-    return number
+    return made_of(options, Settings)
 
 
 def _box(text: str) -> tuple[int, int, int, int]:
@@ -220,6 +208,7 @@ def _compose_one(request, options: argparse.Namespace, load_model: Callable, inv
     from .figures import before_after
     from .methods import compose
     from .runs import record
+    from .runs.cautions import cautions
     from .scans.images import write_image
 
     settings, sample = _settings(options), request.read()
@@ -243,6 +232,8 @@ def _compose_one(request, options: argparse.Namespace, load_model: Callable, inv
         "seconds": seconds | composition.seconds,
     }
     write_json(options.out / "record.json", entry)
+    for text in cautions(composition):
+        print(f"warning: {text}", file=sys.stderr)
     if not options.quiet:
         rows = sum(composition.rows.values())
         print(f"{options.out}: composite.png, mask.png, figure.png, record.json; {rows} rows through the network")
@@ -251,6 +242,7 @@ def _compose_one(request, options: argparse.Namespace, load_model: Callable, inv
 
 def _batch(options: argparse.Namespace) -> int:
     from .runs.batch import run_batch
+    from .runs.limits import Limits
 
     load_model = _model_loader(options)
     summary = run_batch(
@@ -260,20 +252,16 @@ def _batch(options: argparse.Namespace) -> int:
         _settings(options),
         method=options.method,
         cache=options.cache,
+        limits=made_of(options, Limits),
         quiet=options.quiet,
     )
     if summary is None:  # another rank speaks
         return 0
     if not options.quiet:
-        print(
-            f"{summary.rows} rows: {summary.written} written, {summary.kept} there already, {summary.bad} bad. "
-            f"Inversions that had been made before were reused {summary.reused} times: {summary.saved_rows} rows "
-            "through the network saved"
-        )
+        print(summary)
     if summary.bad:
-        print(
-            f"error: {summary.bad} of {summary.rows} rows failed, see {options.out / 'errors.jsonl'}", file=sys.stderr
-        )
+        error = f"{summary.bad} of {summary.rows} rows failed or were refused, see {options.out / 'errors.jsonl'}"
+        print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 

@@ -53,7 +53,7 @@ def kill_everywhere(folder: Path, arguments: list[str]) -> int:
         if not os.WIFSIGNALED(status):
             return moment
         assert os.WTERMSIG(status) == signal.SIGKILL
-        # The status is 1 because of the bad row; an undisturbed run ends in the same way.
+        # The status is 1 because of the bad rows; an undisturbed run ends in the same way.
         assert os.waitstatus_to_exitcode(run(command, None)) == 1
     raise AssertionError("the run never ended")
 

@@ -3,10 +3,12 @@ read."""
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +19,13 @@ from PIL import Image
 
 from composition import Settings
 from composition.runs.batch import run_batch
+from composition.runs.limits import Limits
 from composition.runs.manifest import read_manifest
 
 ROOT = Path(__file__).parent.parent
 QUICK = Settings(steps=4, start=2, preserve_background_until=1, inversion="naive")
 BAD = "{not json"
+KINDS = ("images", "png"), ("masks", "png"), ("records", "json")  # the files of a row, and their suffixes
 
 
 def start(command: list, **keywords) -> subprocess.Popen:
@@ -39,7 +43,7 @@ def communicate(process: subprocess.Popen) -> tuple[str, str]:
 
 
 def finish(process: subprocess.Popen) -> str:
-    """What it printed. One row of the manifest is bad, so a whole run ends with status 1."""
+    """What it printed. Two rows of the manifest end in errors.jsonl, so a whole run ends with status 1."""
     output, errors = communicate(process)
     assert process.returncode == 1, errors
     return output
@@ -47,23 +51,29 @@ def finish(process: subprocess.Popen) -> str:
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    """A folder with a manifest of three good rows and a bad one, a checkpoint, and their result in `undisturbed`."""
-    folder = tmp_path_factory.mktemp("batch")
-    write_manifest(write_scans(folder) / "manifest.jsonl", [row(0), row(1), BAD, row(2)])
+    """A folder with a manifest of three good rows, a bad one and one that is refused, a checkpoint, and their result in
+    `undisturbed`."""
+    folder = write_scans(tmp_path_factory.mktemp("batch"))
+    Image.fromarray(np.tri(60, 80, dtype=np.uint8)).save(folder / "half.png")  # cuts a disc in two
+    refused = row(3, user_box=None, user_mask="half.png", settings={"fit": "box"})
+    write_manifest(folder / "manifest.jsonl", [row(0), row(1), BAD, refused, row(2)])
     write_tiny_model(folder / "model")
     finish(start(["-m", "composition", *batch(folder), "--out", folder / "undisturbed"], stdout=subprocess.PIPE))
     return folder
 
 
 def batch(folder: Path) -> list:
-    return ["batch", folder / "manifest.jsonl", "--model", folder / "model", "--device", "cpu", *FAST]
+    """A batch on random weights, of which nobody expects a tumour."""
+    given = ["batch", folder / "manifest.jsonl", "--model", folder / "model", "--device", "cpu"]
+    return [*given, *FAST, "--min-contrast", "none"]
 
 
 @pytest.mark.slow
 def test_the_files_of_an_undisturbed_run(work):
-    kinds = (("images", "png"), ("masks", "png"), ("records", "json"))
-    names = [f"{kind}/case{n}.{suffix}" for kind, suffix in kinds for n in range(3)]
+    names = [f"{kind}/case{n}.{suffix}" for kind, suffix in KINDS for n in range(3)]
     assert set(tree(work / "undisturbed")) == {*names, "metadata.jsonl", "errors.jsonl"}
+    _, refused = (json.loads(line) for line in (work / "undisturbed" / "errors.jsonl").read_text().splitlines())
+    assert refused["line"] == 4 and refused["error"].endswith("or --max-clipped none to keep it")
 
 
 @pytest.mark.slow
@@ -99,7 +109,9 @@ def test_two_processes_do_every_row_once_and_give_the_same_files(work, tmp_path)
     process = start([*torchrun, *batch(work), "--out", tmp_path / "out"], stdout=subprocess.PIPE)
     output, _ = communicate(process)
     # Both print one summary together; had they not met, each would have summed up its own rows.
-    assert output.count("rows:") == 1 and output.startswith("4 rows: 3 written, 0 there already, 1 bad"), output
+    assert output.count("rows:") == 1 and output.startswith(
+        "5 rows: 3 written, 0 there already, 2 bad (1 of them refused: 1 by max_clipped). "
+    ), output
     assert tree(tmp_path / "out") == tree(work / "undisturbed")
 
 
@@ -190,6 +202,111 @@ def test_bad_rows_are_reported_and_the_others_go_on(tmp_path):
     assert [record["settings"]["guidance_scale"] for record in records(tmp_path)] == [2.5, 1.0]
     assert run(tmp_path, good).bad == 0
     assert not (tmp_path / "out" / "errors.jsonl").exists()
+
+
+@pytest.fixture
+def half(tmp_path):
+    """Limits that two of four rows keep, by their contrasts. The scans are in tmp_path, and nothing is composed yet."""
+    write_scans(tmp_path)
+    run(tmp_path, [row(n) for n in range(4)], limits=Limits.off())
+    contrasts = [entry["label"]["contrast"] for entry in records(tmp_path)]
+    shutil.rmtree(tmp_path / "out")
+    return Limits(min_contrast=float(np.median(contrasts)))
+
+
+def errors(folder: Path) -> list[dict]:
+    path = folder / "out" / "errors.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_a_row_whose_label_is_not_true_is_refused_and_leaves_no_file(tmp_path, half):
+    summary = run(tmp_path, [row(n) for n in range(4)], limits=half)
+    kept = [number for number in range(4) if (tmp_path / "out" / "records" / f"case{number}.json").exists()]
+    assert (len(kept), summary.rows, summary.written, summary.bad, summary.refused) == (2, 4, 2, 2, 2)
+    assert summary.refused_by == {"min_contrast": 2}
+    names = {f"{kind}/case{n}.{end}" for n in kept for kind, end in KINDS}
+    assert set(tree(tmp_path / "out")) == names | {"metadata.jsonl", "errors.jsonl"}
+    assert [entry["line"] for entry in errors(tmp_path)] == [n + 1 for n in range(4) if n not in kept]
+    for entry in errors(tmp_path):
+        assert re.match(
+            r"refused: the tumour keeps 0\.\d\d of the contrast of its own scan, expected 0\.\d+ or more: use --match",
+            entry["error"],
+        )
+        assert entry["error"].endswith("or --min-contrast none to keep it")
+    contrasts = [entry["label"]["contrast"] for entry in records(tmp_path)]
+    assert (summary.contrast_least, summary.contrast_median) == (min(contrasts), np.median(contrasts))
+    assert min(contrasts) >= half.min_contrast
+
+
+def test_a_row_may_fall_short_of_several_limits(tmp_path):
+    write_scans(tmp_path)
+    limits = Limits(min_contrast=2, max_clipped=0, min_cells=99, min_correlation=1, max_grey_shift=0)
+    summary = run(tmp_path, [row(0)], limits=limits)
+    assert summary.refused == 1 and summary.contrast_least is summary.worst_error is None
+    assert summary.refused_by == dict.fromkeys(("min_contrast", "min_cells", "min_correlation", "max_grey_shift"), 1)
+    assert "1 bad (1 of them refused: 1 by min_contrast, 1 by min_cells, " in str(summary)
+    (entry,) = errors(tmp_path)
+    assert "latent cells, expected 99 or more: use --focus window" in entry["error"]
+
+
+def test_other_limits_refuse_from_the_record_or_compose_again(tmp_path, monkeypatch, half):
+    rows = [row(n) for n in range(4)]
+    run(tmp_path, rows, limits=half)
+    refused = tree(tmp_path / "out")
+
+    loose = run(tmp_path, rows, limits=Limits.off())
+    assert (loose.kept, loose.written, loose.bad) == (2, 2, 0) and errors(tmp_path) == []
+    written = tree(tmp_path / "out")
+    assert run(tmp_path, rows).kept == 4 and tree(tmp_path / "out") == written  # limits are not in the files
+
+    monkeypatch.setattr("composition.runs.batch.compose", lambda *_, **__: pytest.fail("a kept row was composed again"))
+    strict = run(tmp_path, rows, limits=half)
+    assert (strict.kept, strict.written, strict.refused) == (2, 0, 2)
+    assert tree(tmp_path / "out") == refused
+
+
+def test_a_row_that_is_refused_takes_what_an_earlier_success_left(tmp_path):
+    write_scans(tmp_path)
+    run(tmp_path, [row(0)])
+    Image.open(tmp_path / "s0.png").transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "s0.png")
+    assert run(tmp_path, [row(0)], limits=Limits(min_contrast=2)).refused == 1
+    assert set(tree(tmp_path / "out")) == {"metadata.jsonl", "errors.jsonl"}
+
+
+def test_a_row_that_fails_takes_what_an_earlier_success_left(tmp_path, monkeypatch):
+    write_scans(tmp_path)
+    run(tmp_path, [row(0)])
+
+    def fails(*_, **__):
+        raise FloatingPointError("the network gave nan")
+
+    monkeypatch.setattr("composition.runs.batch.compose", fails)
+    assert run(tmp_path, [row(0, prompt="another prompt")]).bad == 1
+    assert errors(tmp_path) == [{"line": 1, "error": "FloatingPointError: the network gave nan"}]
+    assert set(tree(tmp_path / "out")) == {"metadata.jsonl", "errors.jsonl"}
+
+
+def test_a_record_without_its_labels_measures_is_made_again(tmp_path):
+    write_scans(tmp_path)
+    run(tmp_path, [row(0), row(1)])
+    before = tree(tmp_path / "out")
+    for number, change in enumerate((lambda entry: entry.pop("label"), lambda entry: entry["label"].pop("contrast"))):
+        path = tmp_path / "out" / "records" / f"case{number}.json"
+        entry = json.loads(path.read_text())
+        change(entry)
+        path.write_text(json.dumps(entry))
+    assert run(tmp_path, [row(0), row(1)]).written == 2 and tree(tmp_path / "out") == before
+
+
+def test_the_summary_tells_of_inversions_that_missed_their_tolerance(tmp_path):
+    write_scans(tmp_path)
+    summary = run(tmp_path, [row(n) for n in range(3)])
+    reports = [report for entry in records(tmp_path) for report in entry["inversion"].values()]
+    assert summary.missed == 6 == sum(not report["converged"] for report in reports)
+    assert summary.worst_error == max(report["error"] for report in reports)
+    assert f"Inversions that missed their tolerance: 6; the worst error: {summary.worst_error:.1%}." in str(summary)
+    loose = run(tmp_path, [row(0)], replace(QUICK, tolerance=1.0))
+    assert (loose.missed, loose.worst_error > 0) == (0, True)
 
 
 def test_rows_without_an_id_are_named_by_their_line(tmp_path):

@@ -2,6 +2,7 @@
 loads."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -16,7 +17,9 @@ from PIL import Image
 import sd21
 from composition import Settings, box_mask, cli, compose, read_mask, read_scan
 from composition.mini import demo
+from composition.options import made_of
 from composition.placement import place
+from composition.runs.limits import Limits
 from sd21.files import sha256
 
 
@@ -104,8 +107,32 @@ def test_run_and_batch_by_a_baseline(scans, tmp_path, monkeypatch, method):
 
     rows = [row(0, user_box=[20, 12, 40, 32], prompt="a tumour")]
     manifest = write_manifest(scans / "manifest.jsonl", rows)
-    assert cli.main(["batch", str(manifest), "--out", str(tmp_path / "many"), "--method", method, *FAST, "-q"]) == 0
+    many = ["batch", str(manifest), "--out", str(tmp_path / "many"), "--method", method, *FAST, "-q"]
+    assert cli.main([*many, "--min-contrast", "none"]) == 0  # whether a baseline keeps the tumour is not asked here
     assert np.array_equal(read_scan(tmp_path / "many" / "images" / "case0.png").pixels, expected)
+
+
+def test_run_warns_and_batch_refuses_where_the_tumour_is_lost(scans, tmp_path, monkeypatch, capsys):
+    """SDEdit on the double leaves a quarter of the tumour's contrast."""
+    monkeypatch.setattr(sd21, "load", lambda *_, **__: FakeModel(64))
+    options = ["--method", "sdedit", *FAST, "-q"]
+    assert cli.main([*command(scans, tmp_path / "one"), *options]) == 0
+    output, warned = capsys.readouterr()
+    assert output == "" and re.fullmatch(r"warning: the tumour keeps 0\.\d\d of the contrast of .* user mask\n", warned)
+    entry = json.loads((tmp_path / "one" / "record.json").read_text())
+    assert entry["label"]["contrast"] < 0.4 and entry["label"]["cells"] >= 4 and entry["label"]["clipped"] == 0
+    assert (entry["window"]["rows"], entry["window"]["columns"]) == ([0, 60], [0, 80])
+    assert {"how", "gain", "offset", "why"} <= set(entry["match"])
+
+    manifest = write_manifest(scans / "manifest.jsonl", [row(0)])
+    many = ["batch", str(manifest), "--out", str(tmp_path / "many"), *options]
+    assert cli.main(many) == 1
+    errors = tmp_path / "many" / "errors.jsonl"
+    assert capsys.readouterr() == ("", f"error: 1 of 1 rows failed or were refused, see {errors}\n")
+    assert json.loads(errors.read_text())["error"].startswith("refused: the tumour keeps 0.")
+    assert cli.main([*many, "--min-contrast", "none"]) == 0 and not errors.exists()
+    (entry,) = map(json.loads, (tmp_path / "many" / "metadata.jsonl").read_text().splitlines())
+    assert entry["label"]["contrast"] < 0.4
 
 
 BAD = [
@@ -180,6 +207,23 @@ def test_every_setting_has_an_option_with_its_default_and_help(capsys):
             cli.build_parser(name).parse_args([name, "--help"])
         text = capsys.readouterr().out
         assert all(f"--{field.replace('_', '-')}" in text for field in asdict(Settings()))
+
+
+def test_every_limit_has_an_option_of_batch_alone(capsys):
+    def limits(*given):
+        return made_of(cli.build_parser("batch").parse_args(["batch", "m.jsonl", "--out", "d", *given]), Limits)
+
+    assert limits() == Limits()
+    off = [text for name in asdict(Limits()) for text in (f"--{name.replace('_', '-')}", "none")]
+    assert limits(*off) == Limits.off()
+    assert limits("--min-contrast", "0.7", "--min-cells", "9") == Limits(min_contrast=0.7, min_cells=9)
+    for name, offers in (("batch", True), ("run", False)):
+        with pytest.raises(SystemExit):
+            cli.build_parser(name).parse_args([name, "--help"])
+        assert ("--max-clipped" in capsys.readouterr().out) == offers
+    with pytest.raises(SystemExit):
+        limits("--min-cells", "few")
+    assert "invalid int or none value: 'few'" in capsys.readouterr().err
 
 
 def test_the_demo_without_its_files_says_what_to_do(tmp_path, monkeypatch, capsys, no_model):

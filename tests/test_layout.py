@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # Inside `composition` imports point down this list only; parts of one line may import each other.
 LAYERS = (
-    ("cli", "__main__"),
+    ("cli", "__main__", "options"),
     ("benchmark", "mini"),
     ("runs",),
     ("methods",),

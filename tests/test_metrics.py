@@ -9,8 +9,11 @@ import torch.nn.functional as F
 from drawn_images import drawn_image
 from PIL import Image
 
+from composition import Sample, Scan
 from composition.metrics import METRICS, Comparison, Metric, Networks, Reference, measure, psnr, seam, ssim
+from composition.metrics.label_truth import measure_label
 from composition.metrics.resize import square
+from composition.placement import place, placed_object
 
 # Wang et al. 2004, section III.C: C = (K L)^2, and L, the images' range, is 2.
 C1, C2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2
@@ -140,13 +143,14 @@ def test_columns_look_where_their_definitions_say():
     object_mask, user_mask = box(40, (14, 24), (14, 26)), box(40, (12, 26), (12, 28))
     user_mask[..., 12, 12] = False  # a mask need not be a box; its corner is background, and in the edited region
     composite = torch.where(object_mask, placed, background)
-    reference = Reference(background, placed, object_mask, user_mask, "four", doubles())
+    reference = Reference(background, placed, object_mask, user_mask, "four", doubles(), contrast_own=50.0)
 
     before = measure(Comparison(composite, reference))
     assert list(before) == list(METRICS)
     assert before["lpips_bg"] == 0 and before["psnr_bg"] == math.inf and before["ssim_bg"] == pytest.approx(1, abs=1e-9)
+    label = {"correlation", "grey_shift"}
     for pixel, moved in {
-        (20, 20): {"lpips_fg", "clip_text", "clip_image", "psnr_fg", "ssim_fg"},  # inside the object
+        (20, 20): {"lpips_fg", "clip_text", "clip_image", "psnr_fg", "ssim_fg", *label},  # inside the object
         (25, 27): {"lpips_fg", "clip_text", "clip_image", "psnr_fg", "ssim_fg"},  # the user mask's last pixel
         (12, 12): {"lpips_bg", "lpips_fg", "clip_text", "clip_image", "psnr_bg", "psnr_fg", "ssim_fg", "ssim_bg"},
         (2, 35): {"lpips_bg", "clip_text", "psnr_bg", "ssim_bg"},  # outside
@@ -154,7 +158,8 @@ def test_columns_look_where_their_definitions_say():
         changed = composite.clone()
         changed[(..., *pixel)] -= 0.5
         after = measure(Comparison(changed, reference))
-        assert {name for name in METRICS if after[name] != before[name]} - {"seam_user"} == moved
+        # A median moves with some pixels and not with others, and has tests of its own.
+        assert {name for name in METRICS if after[name] != before[name]} - {"seam_user", "contrast"} == moved
 
 
 def test_images_are_brought_to_512_pixels_and_crops_to_224():
@@ -205,7 +210,8 @@ def test_metrics_of_networks_that_are_not_given_are_absent():
     assert set(values) == {name for name in METRICS if not name.startswith(("lpips", "clip"))}
     assert values["psnr_bg"] == values["psnr_fg"] == math.inf
     assert values["ssim_bg"] == pytest.approx(1, abs=1e-9) and values["ssim_fg"] == pytest.approx(1, abs=1e-9)
-    assert values["seam_object"] == values["seam_user"] == 0
+    assert values["seam_object"] == values["seam_user"] == values["grey_shift"] == 0
+    assert math.isnan(values["contrast"])  # nobody said what it is in the tumour's own scan
     with pytest.raises(ValueError, match="lpips_bg: the network that measures it is not given"):
         measure(comparison, ["psnr_bg", "lpips_bg"])
 
@@ -215,6 +221,22 @@ def test_a_heading_names_the_network_where_its_figures_must_not_be_read_without(
     assert METRICS["lpips_bg"].title({"lpips": "ST-LPIPS (alex)"}) == "ST-LPIPS (alex) bg"
     assert METRICS["clip_text"].title({"clip": "CLIP (somewhere)"}) == "CLIP text"
     assert Metric("loudness", True, float).title({"lpips": "x"}) == "loudness"
+
+
+def test_the_labels_columns_are_the_labels_measures():
+    rng = np.random.default_rng(0)
+    scans = [Scan(rng.integers(9, 256, (40, 40), dtype=np.uint8)) for _ in range(3)]
+    mask, user_mask = (box(40, *sides)[0, 0].numpy() for sides in (((8, 20), (8, 20)), ((14, 26), (12, 28))))
+    one = Sample(*scans[:2], mask, user_mask, None)
+    placement = place(*scans[:2], mask, user_mask)
+    placed, composite, moved = placed_object(one, placement), scans[2], placement.object_mask
+    label = measure_label(one, composite.pixels, placed, moved, (slice(None),) * 2, np.ones((5, 5)), 0.0)
+    names = ["contrast", "correlation", "grey_shift"]
+    found = measure(Reference.of(one, Networks()).compare(composite), names)
+    # The columns are of float32 values: 8e-6 of a grey level, on contrasts of 5 levels and more.
+    assert found == pytest.approx({name: getattr(label, name) for name in names}, rel=1e-5, abs=1e-5)
+    own = Reference.of(one, Networks()).compare(Scan(placed))
+    assert measure(own, names[1:]) == {"correlation": pytest.approx(1, abs=1e-12), "grey_shift": 0}
 
 
 def test_shapes_that_do_not_fit():

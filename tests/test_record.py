@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -39,6 +40,19 @@ def test_a_record_says_whether_a_pixel_may_be_a_scans_own(composed):
     assert record.results(first)["decoded"] is True
     for changes in ({"settings": Settings(preserve="pixels")}, {"method": "copy-paste"}):
         assert record.results(compose(FakeModel(64), *sample, **changes))["decoded"] is False
+
+
+def test_a_record_tells_of_label_match_and_window_in_plain_json(composed):
+    _, first, _ = composed
+    entry = json.loads(json.dumps(record.results(first), allow_nan=False))
+    assert entry["label"] == asdict(first.label) and record.label_of(entry) == first.label
+    assert entry["label"]["clipped"] == first.clipped and entry["match"] == asdict(first.match)
+    window = first.window
+    about = {"rows": list(window.rows), "columns": list(window.columns), "cells": window.cells, "zoom": window.zoom}
+    assert entry["window"] == about
+    assert (
+        record.label_of({}) is record.label_of({"label": {"contrast": 1.0}}) is record.label_of({"label": None}) is None
+    )
 
 
 def test_an_error_of_ours_is_told_with_its_place():

@@ -16,6 +16,7 @@ from ..datasets import DATASETS, Benchmark, build_benchmark
 from ..methods import METHODS
 from ..metrics import METRICS, Networks
 from ..runs.batch import run_batch
+from ..runs.limits import Limits
 from ..runs.manifest import Row, read_manifest
 from ..runs.ranks import Ranks
 from ..runs.record import write_errors
@@ -139,6 +140,7 @@ def _compose(
             variant.settings,
             method=variant.method,
             cache=out / "inversions",
+            limits=Limits.off(),  # the evidence measures everything
             quiet=quiet,
         )
         if summary is not None and summary.bad:

@@ -118,7 +118,8 @@ def markdown(table: dict) -> str:
 def heading(name: str, networks: dict[str, str]) -> str:
     """A column's heading: what was measured, by which network, and which way is better."""
     metric = METRICS[name]
-    return f"{metric.title(networks)} {'↑' if metric.more_is_better else '↓'}"
+    arrows = {True: " ↑", False: " ↓", None: ""}
+    return metric.title(networks) + arrows[metric.more_is_better]
 
 
 def _cell(summary: dict) -> str:

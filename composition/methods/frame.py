@@ -24,6 +24,7 @@ from ..calls import Call, model_prediction, named
 from ..canvas import canvas_image, from_canvas, to_latent_mask
 from ..focus import Window, choose_window
 from ..inversions import Trajectory, inversion_key, invert_latents
+from ..metrics.label_truth import measure_label
 from ..model import Model
 from ..placement import Placement, Sample, check_masks, place
 from ..scans.errors import PlacementError
@@ -290,17 +291,19 @@ class Frame:
         sample, seen, placement = self.sample, self.seen, self.placement
         mask = np.zeros(sample.background.size, dtype=bool)
         mask[self.window.part] = placement.object_mask
+        placed = seen.background.render(placement.image, grayscale=sample.grayscale)
+        image, placed = (
+            self.window.put_back(sample.background, pixels, sample.user_mask) for pixels in (image, placed)
+        )
+        cells = self.m_obj[0, 0].cpu().numpy()
         return Composition(
             sample=sample,
-            image=self.window.put_back(sample.background, image, sample.user_mask),
+            image=image,
             decoded=decoded,
             mask=mask,
-            placed=self.window.put_back(
-                sample.background,
-                seen.background.render(placement.image, grayscale=sample.grayscale),
-                sample.user_mask,
-            ),
+            placed=placed,
             clipped=placement.clipped,
+            label=measure_label(sample, image, placed, mask, self.window.part, cells, placement.clipped),
             match=placement.match,
             window=self.window,
             canvas=tuple(self.background.shape[2:]),

@@ -13,6 +13,7 @@ from ..figures import before_after
 from ..focus import Window
 from ..inversions import Trajectory
 from ..matching import Match
+from ..metrics.label_truth import LabelTruth
 from ..placement import Sample
 
 
@@ -24,6 +25,7 @@ class Composition:
     decoded: whether all pixels came through the autoencoder, so that nothing in them is of a scan itself.
     mask: bool (H, W), where the tumour is. placed: as image, the placed object with its tissue, before composition.
     clipped: the share of the placed object mask that lay outside the user mask and was cut.
+    label: measures of whether the mask is true of the image.
     match: how the object's grey values were matched. window: the part of the background that the network saw.
     canvas: (height, width) in pixels of what it saw. solver: the name of the step table.
     inversion: the reports of "background" and "object", for methods that invert. reused: whether each of the two
@@ -39,6 +41,7 @@ class Composition:
     mask: np.ndarray
     placed: np.ndarray
     clipped: float
+    label: LabelTruth
     match: Match
     window: Window
     canvas: tuple[int, int]
@@ -52,8 +55,14 @@ class Composition:
 
     def __repr__(self) -> str:
         height, width = self.mask.shape
-        errors = [f"{name} inverted to {100 * report.error:.1f} %" for name, report in self.inversion.items()]
-        about = [f"{height}x{width} {self.image.dtype}", f"tumour of {self.mask.sum()} pixels", *errors]
+        errors = [
+            f"{name} inverted to {100 * report.error:.1f} %"
+            for name, report in self.inversion.items()
+            if report.error is not None
+        ]
+        contrast = "unknown" if self.label.contrast is None else f"{self.label.contrast:.2f}"
+        tumour = f"tumour of {self.mask.sum()} pixels, its contrast {contrast} of its own"
+        about = [f"{height}x{width} {self.image.dtype}", tumour, *errors]
         return f"Composition({', '.join(about)}, {sum(self.rows.values())} rows)"
 
     def _repr_png_(self) -> bytes:

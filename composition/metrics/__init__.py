@@ -12,7 +12,10 @@ Here:
 - CLIP_Text compares the whole composite with the prompt, and CLIP_Image the two crops; both are 100 times the cosine.
 
 All resizing is bicubic with antialiasing and does not keep the aspect (TF-ICON's canvas is square, and so is the
-paper's). PSNR, SSIM and the seam are measured on the background's own pixels, without resizing.
+paper's). PSNR, SSIM, the seam and the label's measures are taken on the background's own pixels, without resizing.
+
+Whether the label of a composite is true has its measures in label_truth.py; contrast, correlation and grey shift are
+columns as well.
 
 METRICS (table.py) is the one table of them. `measure` computes any of them by name, for a Comparison (comparison.py).
 """
@@ -26,6 +29,7 @@ __getattr__, __dir__, __all__ = lazily(
         "comparison": ("Comparison", "Reference"),
         "composites": ("measurable", "measure"),
         "fidelity": ("psnr", "seam", "ssim"),
+        "label_truth": ("LabelTruth", "measure_label"),
         "lpips": ("LPIPS", "published_lpips", "shift_tolerant_lpips"),
         "networks": ("Networks", "find_networks"),
         "table": ("METRICS", "Metric"),

@@ -16,6 +16,7 @@ import torch
 
 from ..placement import Sample, bounding_box, place, placed_object
 from ..scans.images import Scan, values_of
+from .label_truth import VALUES, contrast_of, greys_in
 from .networks import Networks
 from .resize import square
 
@@ -27,7 +28,8 @@ class Reference:
     """What all composites of one sample are compared with, and the networks that do it.
 
     background, placed: (1, 3, H, W) in [-1, 1], in the background's pixels. object_mask (of the placed object),
-    user_mask: (1, 1, H, W) bool. window: the background's, by which composites are read too.
+    user_mask: (1, 1, H, W) bool. window: the background's, by which composites are read too. contrast_own: the tumour's
+    in its own scan, in grey levels of 255, as `label_truth.contrast_of` has it; None where nobody knows it.
     Raises ValueError for other shapes, or an empty user mask.
     """
 
@@ -38,6 +40,7 @@ class Reference:
     prompt: str | None
     networks: Networks = field(default_factory=Networks)
     window: tuple[int, int] = (0, 255)
+    contrast_own: float | None = None
 
     def __post_init__(self):
         size = self.background.shape[-2:]
@@ -59,7 +62,8 @@ class Reference:
             _image(pixels, window) for pixels in (sample.background.pixels, placed_object(sample, placement))
         )
         masks = (torch.from_numpy(mask)[None, None] for mask in (placement.object_mask, sample.user_mask))
-        return cls(background, placed, *masks, sample.prompt, networks, window)
+        own = contrast_of(sample.obj.pixels, sample.object_mask, sample.obj.window)
+        return cls(background, placed, *masks, sample.prompt, networks, window, own)
 
     def compare(self, composite: Scan) -> Comparison:
         """The Comparison of a composite of this sample, given as the pixels that were stored.
@@ -129,6 +133,22 @@ class Comparison:
         """The composite at the paper's size with the background in its user region, so that no mask draws an edge."""
         reference = self.reference
         return square(torch.where(reference.user_mask, reference.background, self.composite), IMAGE_SIDE)
+
+    @cached_property
+    def contrast(self) -> float | None:
+        """The tumour's contrast in the composite, in grey levels of 255, as `label_truth.contrast_of` has it."""
+        return contrast_of(_pixels(self.composite), self.reference.object_mask[0, 0].numpy(), VALUES)
+
+    @cached_property
+    def inside(self) -> tuple[np.ndarray, np.ndarray]:
+        """The greys (n,) of composite and placed object inside the object's mask."""
+        mask = self.reference.object_mask[0, 0].numpy()
+        return tuple(greys_in(_pixels(image), mask, VALUES) for image in (self.composite, self.reference.placed))
+
+
+def _pixels(image: torch.Tensor) -> np.ndarray:
+    """An image (1, 3, H, W) as the values (H, W, 3)."""
+    return image[0].permute(1, 2, 0).numpy()
 
 
 def _image(pixels: np.ndarray, window: tuple[int, int]) -> torch.Tensor:

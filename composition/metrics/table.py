@@ -6,11 +6,13 @@ follow from it. The package's docstring has the definitions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
+from . import label_truth
 from .comparison import Comparison
 from .fidelity import psnr, seam, ssim
 from .networks import KINDS
@@ -21,13 +23,14 @@ class Metric:
     """An entry of METRICS.
 
     heading: the heading of its column. "{network}" in it stands for the network's name, if figures must not be read
-    without it. more_is_better: whether greater values are better. function: takes a Comparison and returns a number or
+    without it. more_is_better: whether greater values are better; None where one value is right, which the heading
+    says. function: takes a Comparison and returns a number or
     a tensor of one number, which may be inf or nan if the composite has no finite value. network: the field of Networks
     that it takes, if it takes one.
     """
 
     heading: str
-    more_is_better: bool
+    more_is_better: bool | None
     function: Callable[[Comparison], torch.Tensor | float]
     network: str | None = None
 
@@ -83,6 +86,22 @@ def seam_user(c: Comparison) -> torch.Tensor:
     return seam(c.composite, c.reference.background, c.reference.placed, c.reference.user_mask)
 
 
+def contrast(c: Comparison) -> float:
+    return _number(label_truth.contrast_kept(c.contrast, c.reference.contrast_own))
+
+
+def correlation(c: Comparison) -> float:
+    return _number(label_truth.correlation(*c.inside))
+
+
+def grey_shift(c: Comparison) -> float:
+    return label_truth.grey_shift(*c.inside)
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
 METRICS = {
     "lpips_bg": Metric("{network} bg", False, lpips_bg, "lpips"),
     "lpips_fg": Metric("{network} fg", False, lpips_fg, "lpips"),
@@ -94,4 +113,7 @@ METRICS = {
     "ssim_fg": Metric("SSIM fg", True, ssim_fg),
     "seam_object": Metric("seam of object", False, seam_object),
     "seam_user": Metric("seam of user mask", False, seam_user),
+    "contrast": Metric("contrast (1 is right)", None, contrast),
+    "correlation": Metric("correlation", True, correlation),
+    "grey_shift": Metric("grey shift (0 is right)", None, grey_shift),
 }

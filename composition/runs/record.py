@@ -20,6 +20,7 @@ from sd21.files import json_lines, write_text
 from solvers import InversionError
 
 from ..methods import Composition
+from ..metrics.label_truth import LabelTruth
 from ..model import Model
 from ..settings import Settings
 
@@ -37,13 +38,16 @@ def results(composition: Composition) -> dict:
     Rows are counted at their full price even where a stored inversion was reused: a record says what its sample is, not
     in which order samples were made.
     """
+    window = composition.window
     reports = {name: asdict(report) for name, report in composition.inversion.items()}
     return {
         "canvas": list(composition.canvas),
         "decoded": composition.decoded,
         "solver": composition.solver,
         "exceptional_token": composition.exceptional_token,
-        "clipped": composition.clipped,
+        "label": asdict(composition.label),
+        "match": asdict(composition.match),
+        "window": asdict(window) | {"rows": list(window.rows), "columns": list(window.columns)},
         "inversion": {name: report | {"residuals": list(report["residuals"])} for name, report in reports.items()},
         "rows": {
             "inversion": sum(report["rows"] for report in reports.values()),
@@ -68,6 +72,14 @@ def versions() -> dict[str, str | None]:
         except metadata.PackageNotFoundError:
             found[package] = None
     return found
+
+
+def label_of(entry: dict) -> LabelTruth | None:
+    """The measures of a record's label; None where it has none, or those of another version."""
+    try:
+        return LabelTruth(**entry["label"])
+    except (KeyError, TypeError):
+        return None
 
 
 def write_errors(path: Path, errors: Sequence[dict]) -> None:

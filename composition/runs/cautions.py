@@ -1,0 +1,38 @@
+"""This module says what a user should know of a single composition that was made and may not be what it seems."""
+
+from __future__ import annotations
+
+from solvers import INVERSIONS
+
+from ..methods import Composition
+from ..metrics.label_truth import LEAST_OWN_CONTRAST
+from .limits import Limits
+
+
+def cautions(composition: Composition) -> list[str]:
+    """Sentences on what is doubtful; an empty list where all is well.
+
+    They tell of a label that falls short of the default limits, a contrast that nobody can measure, a window that is
+    enlarged, and an inversion that missed its tolerance.
+    """
+    label, window = composition.label, composition.window
+    said = list(Limits().broken(label).values())
+    if label.contrast is None:
+        why = "one of the two scans has no tissue around it"
+        if label.contrast_own is not None and label.contrast_composite is not None:
+            why = f"it is {label.contrast_own:+.1f} grey levels of 255 there, less than {LEAST_OWN_CONTRAST:g}"
+        said.append(f"nobody can say whether the tumour keeps the contrast of its own scan, since {why}: look at it")
+    if window.zoom > 1 and not window.covers(composition.sample.background):
+        height, width = window.size
+        said.append(
+            f"the network sees a window of {width}x{height} pixels, enlarged {window.zoom:.1f} times, which "
+            "is more blurred than a scan of the network's own size; --context takes a larger window"
+        )
+    for name, report in composition.inversion.items():
+        if report.converged is False:  # and not None, of one that nobody has measured
+            advice = "--max-sweeps or --tolerance" if INVERSIONS[report.method].exact else "--inversion joint"
+            said.append(
+                f"the {report.method} inversion of the {name} came back with an error of {report.error:.1%}, above the "
+                f"tolerance of {report.tolerance:.1%}: use {advice}"
+            )
+    return said

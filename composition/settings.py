@@ -16,6 +16,16 @@ import numpy as np
 
 from solvers import GRIDS, INVERSIONS, SOLVERS, Grid, NoiseSchedule, StepTable
 
+# The off value of every step beyond the paper, and the inversion that it takes over from TF-ICON.
+PAPER = {
+    "preserve_object_until": None,
+    "inversion": "naive",
+    "fit": "box",
+    "match": "none",
+    "focus": "scan",
+    "detail": False,
+}
+
 
 def _setting(default, about: str, choices: Collection[str] = ()):
     """A field, what it means and what it may be; the command line makes its option and its help of them.
@@ -150,15 +160,7 @@ class Settings:
 
         changes: fields that are to have other values.
         """
-        off = {
-            "preserve_object_until": None,
-            "inversion": "naive",
-            "fit": "box",
-            "match": "none",
-            "focus": "scan",
-            "detail": False,
-        }
-        return cls(**off | changes)
+        return cls(**PAPER | changes)
 
     def build_grid(self, schedule: NoiseSchedule) -> Grid:
         """The time grid that these settings name, for a model's noise schedule."""

@@ -18,6 +18,17 @@ from solvers import GRIDS, INVERSIONS, SOLVERS, Grid, NoiseSchedule, StepTable
 
 from .matching import MATCHES
 
+# The off value of every step beyond the paper, and the inversion that it takes over from TF-ICON.
+PAPER = {
+    "preserve_background_until": 3,
+    "preserve_object_until": None,
+    "inversion": "naive",
+    "fit": "box",
+    "match": "none",
+    "focus": "scan",
+    "detail": False,
+}
+
 
 def _setting(default, about: str, choices: Collection[str] = ()):
     """A field, what it means and what it may be; the command line makes its option and its help of them.
@@ -25,16 +36,6 @@ def _setting(default, about: str, choices: Collection[str] = ()):
     choices: names, or a table of solvers by name, in which an entry that is made later counts as well.
     """
     return field(default=default, metadata={"about": about, "choices": choices})
-
-# The values at which every step beyond the paper is off.
-PAPER = {
-    "preserve_background_until": 3,
-    "preserve_object_until": None,
-    "fit": "box",
-    "match": "none",
-    "focus": "scan",
-    "detail": False,
-}
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ class Settings:
 
         changes: fields that are to have other values.
         """
-        return cls(**PAPER | {"inversion": "naive"} | changes)
+        return cls(**PAPER | changes)
 
     def build_grid(self, schedule: NoiseSchedule) -> Grid:
         """The time grid that these settings name, for a model's noise schedule."""

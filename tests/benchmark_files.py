@@ -18,7 +18,8 @@ from composition.benchmark import BenchmarkRequest, run_benchmark
 from composition.metrics import Networks
 from composition.settings import Settings
 
-SETTINGS = Settings(inversion="naive")
+# The paper's own: no step beyond it makes a baseline's line double, or ours another than Settings.paper().
+SETTINGS = Settings.paper()
 WITHOUT = Networks(None, None, {"lpips": "no LPIPS weights", "clip": "no CLIP weights"})
 SAMPLES = 2  # of each dataset
 
@@ -35,13 +36,23 @@ def drawn(folder: Path) -> dict[str, tuple[Path, int]]:
 
 
 def run(
-    parts: dict, out: Path, *methods: str, model=None, ablations=(), networks=WITHOUT, reproduce=False, shown=(0, 1)
+    parts: dict,
+    out: Path,
+    *methods: str,
+    model=None,
+    settings=SETTINGS,
+    networks=WITHOUT,
+    ablations=(),
+    shown=(0, 1),
+    **options,
 ):
-    """Run the benchmark; returns its failures. The double has no attention to hook, so it cannot run tf-icon."""
+    """Run the benchmark; returns its failures. options: more of BenchmarkRequest's fields.
+
+    The double has no attention to hook, so it cannot run tf-icon.
+    """
     torch.set_num_threads(1)  # the tensors are tiny
-    options = {"methods": methods, "ablations": tuple(ablations), "shown": shown, "reproduce": reproduce}
-    request = BenchmarkRequest(parts, seed=0, **options)
-    return run_benchmark(request, out, lambda: model or FakeModel(), SETTINGS, networks, quiet=True)
+    request = BenchmarkRequest(parts, 0, methods, tuple(ablations), shown, **options)
+    return run_benchmark(request, out, lambda: model or FakeModel(), settings, networks, quiet=True)
 
 
 def read_csv(out: Path) -> list[dict[str, str]]:

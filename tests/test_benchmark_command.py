@@ -5,6 +5,7 @@ import csv
 import os
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,8 @@ def command(folder: Path, *more: str) -> list[str]:
         (["--lpips", "a.pth", "b.pth"], "a.pth: there is no such file"),
         (["--busi", "nowhere"], "expected BUSI in its published layout"),
         (["--busi-samples", "0"], "the samples of busi are a whole number from 1 up, got 0"),
+        (["--target-scale", "2"], "the scale of the targets is a number above 0 and at most 1, got 2"),
+        (["--ablation-samples", "0"], "an ablation has a whole number of samples from 1 up, got 0"),
         (["--br35h-samples", "3"], "2 samples can be drawn, 3 were asked for"),
         (
             ["--ablations", "start", "--steps", "12"],
@@ -67,7 +70,23 @@ def test_ablations_are_asked_for_by_name_or_all_at_once(tmp_path):
     def asked(*more: str) -> tuple[str, ...]:
         return benchmark_command.request_of(cli.build_parser("benchmark").parse_args([*plain, *more])).ablations
 
-    assert (asked(), asked("--ablations"), asked("--ablations", "tau")) == ((), ("start", "tau"), ("tau",))
+    assert (asked(), asked("--ablations"), asked("--ablations", "tau")) == ((), ("start", "tau", "steps"), ("tau",))
+
+
+def test_targets_are_shrunk_by_a_number_or_a_fraction_and_ablations_take_fewer_samples(tmp_path, capsys):
+    plain = command(tmp_path)
+
+    def asked(*more: str):
+        return benchmark_command.request_of(cli.build_parser("benchmark").parse_args([*plain, *more]))
+
+    assert (asked().target_scale, asked().ablation_samples) == (1, None)
+    assert asked("--target-scale", "1/3").target_scale == Fraction(1, 3)
+    assert asked("--target-scale", "0.3333").target_scale == Fraction(3333, 10000)
+    assert asked("--ablation-samples", "100").ablation_samples == 100
+    for text in ("third", "1/0"):
+        with pytest.raises(SystemExit):
+            asked("--target-scale", text)
+        assert f"expected a number or a fraction, as 1/3, got '{text}'" in capsys.readouterr().err
 
 
 def test_plots_need_their_extra_before_the_work(tmp_path, no_model, capsys, monkeypatch):
@@ -99,11 +118,14 @@ def test_ablations_run_what_differs_from_the_defaults_once():
         (18, "ours_start_18"),
         (12, "ours_start_12"),
         (6, "ours"),
+        (None, "published"),
     ]
-    assert all(line.variant.settings.preserve_until == 3 for line in start.lines)
-    assert {line.variant.name for line in tau.lines} == {"ours", "ours_preserve_until_1", "ours_preserve_until_5"}
+    assert all(line.variant.settings.preserve_background_until == 3 for line in start.lines)
+    names = {line.variant.name for line in tau.lines}
+    assert names == {"ours", *(f"ours_preserve_background_until_{tau}" for tau in (1, 5)), "published"}
     later = variants.tau_ablation(Settings(start=8))
-    assert [line.variant.settings.preserve_until for line in later.lines] == [1, 3, 5, 7, 5, 3]
+    assert [line.variant.settings.preserve_background_until for line in later.lines[:6]] == [1, 3, 5, 7, 5, 3]
+    assert [line.variant.name for line in later.lines[6:]] == ["published", "paper"]
 
 
 def results(out: Path) -> dict[str, str]:
@@ -160,7 +182,8 @@ def test_real_scans_on_the_small_checkpoint(tmp_path, capsys):
     assert cli.main([str(argument) for argument in arguments]) == 0
     with (tmp_path / "out" / "samples.csv").open(newline="") as file:
         entries = list(csv.DictReader(file))
-    ran = [*METHODS, "ours_preserve_until_1", "ours_preserve_until_5"]
+    matched = [f"{name}_matched" for name in METHODS if name not in ("blended", "ours")]
+    ran = [*METHODS, *matched, "paper", "ours_preserve_background_until_1", "ours_preserve_background_until_5"]
     assert sorted((entry["id"], entry["variant"]) for entry in entries) == sorted(
         (f"{dataset}-000", name) for dataset in ("br35h", "busi") for name in ran
     )

@@ -14,8 +14,9 @@ from PIL import Image
 from composition import cli
 from composition.benchmark import BenchmarkRequest
 from composition.benchmark import command as benchmark_command
-from composition.benchmark.grid import CELL, ORDER, TEXT_HEIGHT, _left
+from composition.benchmark.grid import CELL, TEXT_HEIGHT, _left
 from composition.benchmark.measures import IDENTITY
+from composition.benchmark.variants import ORDER
 from composition.datasets import DATASETS, Dataset, Published, read_br35h
 from composition.methods import METHODS
 from composition.metrics import METRICS, Metric
@@ -104,7 +105,8 @@ def request(**changes) -> BenchmarkRequest:
         ({"parts": {"busi": (Path("b"), 0)}}, DatasetError, "samples of busi are a whole number from 1 up, got 0"),
         ({"methods": ("ours", "dream")}, ValueError, "dream: not among the methods copy-paste, "),
         ({"methods": ()}, ValueError, "no method is named; expected one or more of copy-paste, "),
-        ({"ablations": ("steps",)}, ValueError, "steps: not among the ablations start, tau"),
+        ({"ablations": ("stages",)}, ValueError, "stages: not among the ablations start, tau, steps"),
+        ({"ablation_samples": 0}, ValueError, "an ablation has a whole number of samples from 1 up, got 0"),
     ],
 )
 def test_what_cannot_be_asked_for_is_told_when_it_is_asked(change, error, message):
@@ -150,9 +152,9 @@ def test_a_method_whose_name_is_no_folder_is_refused(tmp_path, monkeypatch, name
 
 
 def test_two_variants_of_one_name_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setitem(METHODS, "ours_preserve_until_1", METHODS["copy-paste"])
-    with pytest.raises(ValueError, match="'ours_preserve_until_1' has the name of a variant of an ablation"):
-        run(draw(tmp_path), tmp_path / "out", "ours_preserve_until_1", "ours", ablations=["tau"])
+    monkeypatch.setitem(METHODS, "ours_preserve_background_until_1", METHODS["copy-paste"])
+    with pytest.raises(ValueError, match="'ours_preserve_background_until_1' has the name of a variant of an ablation"):
+        run(draw(tmp_path), tmp_path / "out", "ours_preserve_background_until_1", "ours", ablations=["tau"])
     monkeypatch.setitem(METRICS, "dataset", Metric("dataset", True, lambda c: 0.0))
     with pytest.raises(ValueError, match="the metric dataset has the name of another column"):
         BenchmarkRequest({"busi": (tmp_path, 2)}, 0, ("ours",), (), ())

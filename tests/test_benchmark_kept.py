@@ -133,7 +133,7 @@ def test_values_of_another_network_are_measured_anew_and_those_of_an_absent_one_
     assert with_network(2) == pytest.approx(2 * first) and measured == []
 
 
-@pytest.mark.parametrize("about", ["inputs", "prompt", "composite"])
+@pytest.mark.parametrize("about", ["inputs", "prompt", "composite", "fit", "match"])
 def test_measures_of_anything_else_are_not_kept(parts, whole, again, measured, about):
     changed(kept_in(again), lambda found: found.pop(about))
     changed(kept_in(again), spoilt("psnr_fg", {"value": -1.0, "network": None}))

@@ -3,6 +3,7 @@ stands for one benchmark."""
 
 import hashlib
 import json
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from composition.datasets import (
     read_br35h,
     read_busi,
 )
-from composition.datasets.drawing import draw_pairs, mask_sha256, unsuitable, user_box
+from composition.datasets.drawing import draw_pairs, mask_sha256, shrunk, unsuitable, user_box
 from composition.datasets.tissue import enclosed, largest_piece, otsu_threshold, tissue_mask
 from composition.placement import Sample, bounding_box
 from composition.runs.manifest import read_manifest
@@ -204,6 +205,45 @@ def test_a_name_means_one_benchmark(tmp_path):
     # Names rank by SHA-256; another text before it, or another hash, would be another benchmark.
     by_hand = sorted((hashlib.sha256(f"0/br35h/background/no{n}.png".encode()).hexdigest(), n) for n in range(6))
     assert [s.background.name for s in all_five] == [f"no{n}.png" for _, n in by_hand[:5]]
+
+
+@pytest.mark.parametrize(
+    ("box", "scale", "expected"),
+    [
+        ((30, 50, 12, 9), "1/3", (34, 53, 4, 3)),
+        ((30, 50, 11, 10), "1/3", (34, 53, 3, 3)),  # rounded down, and to the left and upper place
+        ((30, 50, 2, 40), "1/10", (30, 68, 1, 4)),  # at least a pixel
+        ((30, 50, 10, 10), "0.3333", (33, 53, 3, 3)),
+        ((30, 50, 11, 10), "1", (30, 50, 11, 10)),
+    ],
+)
+def test_boxes_are_shrunk_about_their_centre_in_whole_pixels(box, scale, expected):
+    assert shrunk(box, Fraction(scale)) == expected
+
+
+@pytest.mark.parametrize("scale", [0, -1, "4/3"])
+def test_a_scale_that_is_no_share_is_refused(scale):
+    with pytest.raises(DatasetError, match="a number above 0 and at most 1"):
+        shrunk((30, 50, 10, 10), Fraction(scale))
+
+
+def test_shrunk_targets_are_another_benchmark_of_the_same_scans(tmp_path):
+    data, third = dataset(tmp_path / "data", 4), Fraction(1, 3)
+    plain = build_benchmark(tmp_path / "plain", [(data, 3)], seed=0)
+    assert build_benchmark(tmp_path / "one", [(data, 3)], seed=0, target_scale=Fraction(1)).sha256 == plain.sha256
+    small = build_benchmark(tmp_path / "small", [(data, 3)], seed=0, target_scale=third)
+    assert small.sha256 != plain.sha256 and small.manifest.read_text() == plain.manifest.read_text()
+    rows, shrunk_rows = (read_manifest(of.manifest, Settings())[0] for of in (plain, small))
+    for row, shrunk_row in zip(rows, shrunk_rows, strict=True):
+        before, after = row.request.read(), shrunk_row.request.read()
+        x0, y0, x1, y1 = bounding_box(before.user_mask)
+        x, y, width, height = shrunk((x0, y0, x1 - x0, y1 - y0), third)
+        assert np.array_equal(after.user_mask, boxed(before.user_mask.shape, x, y, x + width, y + height))
+        assert np.array_equal(after.object_mask, before.object_mask)
+        for scan in ("background", "obj"):
+            assert np.array_equal(getattr(after, scan).pixels, getattr(before, scan).pixels)
+    with pytest.raises(DatasetError, match=r"another benchmark: its hashes\.jsonl lists other scans or masks"):
+        build_benchmark(tmp_path / "plain", [(data, 3)], seed=0, target_scale=third)
 
 
 def test_another_benchmark_in_the_folder_is_refused(tmp_path):

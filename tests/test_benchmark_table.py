@@ -6,7 +6,10 @@ import warnings
 import numpy as np
 import pytest
 
-from composition.benchmark.table import bootstrap_interval, paired, summarise
+from composition.benchmark.table import bootstrap_interval, markdown, paired, summarise, tabulate
+from composition.benchmark.variants import Line, Lineup, Variant
+from composition.metrics import Networks
+from composition.settings import Settings
 
 
 def binomial_quantile(count: int, share: float, level: float) -> int:
@@ -45,9 +48,42 @@ def test_values_without_a_mean_are_counted():
     summary = summarise([1.0, math.inf, 3.0, math.nan, math.inf])
     assert summary["mean"] == 2 and (summary["low"], summary["high"]) == (1, 3)
     assert (summary["finite"], summary["infinite"], summary["undefined"]) == (2, 2, 1)
-    nothing = {"mean": None, "low": None, "high": None}
+    assert (summary["least"], summary["median"], summary["greatest"]) == (1, 2, 3)
+    nothing = dict.fromkeys(("mean", "low", "high", "least", "q05", "median", "q95", "greatest"))
     assert summarise([]) == nothing | {"finite": 0, "infinite": 0, "undefined": 0}
     assert summarise([math.nan]) == nothing | {"finite": 0, "infinite": 0, "undefined": 1}
+
+
+def test_medians_and_worst_cases_of_a_hundred_and_one():
+    values = [*range(101)]
+    shuffled = np.random.default_rng(0).permutation(values)
+    summary = summarise([*shuffled, math.inf])
+    # Of 0..100 the quantile q is 100 q; 0.05 and 0.95 are not exact in binary.
+    assert [summary[name] for name in ("least", "q05", "median", "q95", "greatest")] == pytest.approx(
+        [0, 5, 50, 95, 100], abs=1e-12
+    )
+
+
+def table_of(psnr: list[float], rows: list[int]) -> dict:
+    """A table of one line on one dataset."""
+    entries = [
+        {"id": f"busi-{n:03d}", "dataset": "busi", "variant": "ours", "rows_inversion": spent, "rows_composition": 1}
+        | ({"psnr_fg": value} if psnr else {})
+        for n, (value, spent) in enumerate(zip(psnr, rows, strict=True))
+    ]
+    lineup = Lineup("table", "A table", (Line("ours", Variant("ours", "ours", Settings())),), notes=("A note.",))
+    return tabulate(lineup, {"busi": len(psnr)}, entries, Networks())
+
+
+def test_the_markdown_has_a_block_of_medians_and_its_notes():
+    text = markdown(table_of([1.0, 2.0, 9.0], [9, 19, 99]))
+    block = text.split("Medians [5 %, 95 %]; of rows the median / 95 % / the greatest:\n\n")[1].splitlines()
+    assert block[0] == "|  | PSNR fg (dB) ↑ | rows |"
+    # Between the second and the third of three: 2 + 0.9 * 7 and 20 + 0.9 * 80; between the first two: 1 + 0.1.
+    assert block[2] == "| ours | 2 [1.1, 8.3] | 20 / 92 / 100 |"
+    assert "- A note.\n" in text
+    infinite = markdown(table_of([math.inf], [1]))
+    assert "| ours | ∞ | 2 / 2 / 2 |" in infinite
 
 
 def test_differences_are_of_the_samples_that_both_have_and_finite():

@@ -12,11 +12,10 @@ from fake_model import FakeModel
 from PIL import Image
 
 import sd21
-from composition import cli, read_mask, read_scan
+from composition import Settings, cli, compose, read_mask, read_scan
 from composition.mini import draw_examples
 from composition.mini import pairs as card_pairs
 from composition.mini.demo import EXAMPLES
-from composition.placement import place
 from sd21.sources import MINI
 from sd21.training import data
 
@@ -81,18 +80,42 @@ def test_the_cards_pairs_are_of_held_out_scans(drawn):
     assert len(names) == 12 and not any("0" in name for name in names)
 
 
-def test_the_cards_picture_shows_no_scan(drawn):
-    """Copy-paste went through the autoencoder, which here makes 8 x 8 blocks; the rest is the method's own."""
+def test_the_cards_picture_shows_no_scan(drawn, monkeypatch):
+    """Every cell went through the autoencoder, which here makes all it is given black, but for a pixel of grey level 1
+    (a scan of one value is none)."""
+    black = []
+
+    def blackened(_, values):
+        black.append(values)
+        values = np.full_like(values, -1)
+        values[0, 0] = 2 / 255 - 1
+        return values
+
+    monkeypatch.setattr(card_pairs, "reproduce", blackened)
     model, pairs = FakeModel(image_size=96), card_pairs.held_out_pairs(drawn, 2)
     medians = card_pairs.compare_with_paste(model, pairs, drawn / "compositions.png")
-    assert Image.open(drawn / "compositions.png").size == (2 * 3 * 200, 2 * 220)
-    assert set(medians) == {"copy-paste, reproduced", "ours"}
-    assert all(np.isfinite(values["psnr_bg"]) for values in medians.values())
+    assert len(black) == 2 * len(pairs)  # ours gives the background its detail back, so it has a scan's pixels as well
+    sheet = np.asarray(Image.open(drawn / "compositions.png"))
+    assert sheet.shape == (2 * 220, 2 * 3 * 200, 3)
+    for row, column in np.ndindex(2, 6):
+        cell = sheet[row * 220 + 20 : row * 220 + 212, column * 200 : column * 200 + 192]
+        grey = cell[(cell == cell[..., :1]).all(axis=-1)]
+        assert set(grey[:, 0]) <= {0, 1, 255} and (grey == 0).any()  # black in a white frame, without the outline
+    assert set(medians) == {f"{method}{of}" for method in ("copy-paste", "ours") for of in ("", ", reproduced")}
+    assert np.isposinf(medians["copy-paste"]["psnr_bg"]) and np.isfinite(medians["ours"]["psnr_bg"])
+
+
+def test_what_is_reproduced_went_through_the_autoencoder_once(drawn):
+    model, pairs = FakeModel(image_size=96), card_pairs.held_out_pairs(drawn, 2)
     sample = pairs["br35h-000"]
-    shown = card_pairs.reproduced_paste(model, sample)
-    placed = place(sample.background, sample.obj, sample.object_mask, sample.user_mask)
-    pasted = np.where(placed.object_mask, shown.placed, sample.background.pixels).astype(float)
-    blocks = pasted[:96, :96].reshape(12, 8, 12, 8).mean((1, 3))
+    pasted = compose(model, *sample, Settings.paper(), method="copy-paste")
+    shown = card_pairs.reproduced(model, pasted)
+    assert shown.decoded and not pasted.decoded
+    blocks = pasted.image[:96, :96].astype(float).reshape(12, 8, 12, 8).mean((1, 3))
     # Canvas and scan differ in the longer side only, which is resampled, so the edges of blocks blur.
     reproduced = shown.image[:96, :96].astype(float).reshape(12, 8, 12, 8).mean((1, 3))
-    assert np.abs(reproduced - blocks).mean() < 8 and np.abs(shown.image.astype(float) - pasted).mean() > 4
+    assert np.abs(reproduced - blocks).mean() < 8
+    assert np.abs(shown.image.astype(float) - pasted.image).mean() > 4
+    assert card_pairs.reproduced(model, shown) is shown
+    with pytest.raises(ValueError, match="has pixels of a scan, which may not be shown"):
+        card_pairs.sheet({"br35h-000": sample}, [shown], [pasted])

@@ -7,6 +7,7 @@ checks the names, whoever makes one.
 from __future__ import annotations
 
 import argparse
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,7 +37,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--ablations",
         nargs="*",
         choices=tuple(ABLATIONS),
-        help="over T' (start) or tau too; over both where neither is named. With plots, which take the extra plots",
+        help="over T' (start), tau, or the steps beyond the paper (steps) too; over all where none is named. The plots "
+        "of start and tau take the extra plots",
+    )
+    parser.add_argument(
+        "--ablation-samples",
+        type=int,
+        metavar="N",
+        help="compose what only an ablation shows on the first N samples of each dataset (default: on all)",
     )
     parser.add_argument(
         "--shown",
@@ -69,6 +77,13 @@ def _add_datasets(parser: argparse.ArgumentParser) -> None:
             help="how many (default: %(default)s)",
         )
     data.add_argument("--seed", type=int, default=0, help="of the draw of the samples (default: %(default)s)")
+    data.add_argument(
+        "--target-scale",
+        type=_fraction,
+        default=Fraction(1),
+        metavar="S",
+        help="shrink the targets about their centres to S of their sides, as 1/3 or 0.5 (default: %(default)s)",
+    )
 
 
 def _add_networks(parser: argparse.ArgumentParser) -> None:
@@ -96,7 +111,16 @@ def request_of(options: argparse.Namespace) -> BenchmarkRequest:
     if not parts:
         raise DatasetError(f"name the folder of a dataset: {' or '.join(f'--{name}' for name in DATASETS)}")
     ablations = () if options.ablations is None else tuple(options.ablations or ABLATIONS)
-    return BenchmarkRequest(parts, options.seed, options.methods, ablations, options.shown, options.reproduce)
+    return BenchmarkRequest(
+        parts,
+        options.seed,
+        options.methods,
+        ablations,
+        options.shown,
+        options.reproduce,
+        options.ablation_samples,
+        options.target_scale,
+    )
 
 
 def networks_of(options: argparse.Namespace) -> Networks:
@@ -109,6 +133,13 @@ def networks_of(options: argparse.Namespace) -> Networks:
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(text.split(",")))
+
+
+def _fraction(text: str) -> Fraction:
+    try:
+        return Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        raise argparse.ArgumentTypeError(f"expected a number or a fraction, as 1/3, got {text!r}") from None
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -1,5 +1,5 @@
 """This module draws the qualitative grids. Their rows are chosen samples; their columns are the background, the object
-and every line of a lineup. It alone knows how a composite is shown, and which pixels may not be."""
+and the lines that a lineup shows. It alone knows how a composite is shown, and which pixels may not be."""
 
 from __future__ import annotations
 
@@ -17,8 +17,6 @@ from .measures import parts_of
 from .variants import Line
 
 CELL, TEXT_HEIGHT = 192, 24  # pixels
-# The columns of the paper's Fig. 7; its Tab. 1 has another order.
-ORDER = ("copy-paste", "sdedit", "blended", "tf-icon", "published", "ours")
 
 
 def grid(
@@ -30,12 +28,10 @@ def grid(
 ) -> Image.Image:
     """The grid as an RGB image: captions, then for each dataset its prompt and, below, its samples.
 
-    Methods stand in the paper's order; after them come those that the paper does not have, in the order of `lines`. The
-    background shows the outline of the user mask, and the object that of its own mask. done: the sound composites, as
-    (id, variant); the cell of any other says "failed". reproduce: a function of values (H, W, 3) in [-1, 1] that makes
-    what is shown in place of every image that has a scan's own pixels.
+    Columns stand in the order of `lines`. The background shows the outline of the user mask, and the object that of its
+    own mask. done: the sound composites, as (id, variant); the cell of any other says "failed". reproduce: a function
+    of values (H, W, 3) in [-1, 1] that makes what is shown in place of every image that has a scan's own pixels.
     """
-    lines = sorted(lines, key=_place)
     captions = ["background", "object", *(line.label for line in lines)]
     groups: dict[str, list[Row]] = {}
     for row in rows:
@@ -88,10 +84,6 @@ def _cells(
         # A record that does not say so may be of scan pixels.
         cells.append(shown(composite.pixels, window, of_scan=not record.get("decoded", False)))
     return cells
-
-
-def _place(line: Line) -> int:
-    return ORDER.index(line.variant.method) if line.variant.method in ORDER else len(ORDER)
 
 
 def _left(column: int) -> int:

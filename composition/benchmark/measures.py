@@ -8,6 +8,7 @@ measures what is lacking and leaves the rest.
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import math
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from ..scans.images import read_scan
 from .variants import Variant
 
 IDENTITY = ("id", "dataset", "variant", "rows_inversion", "rows_composition")
+PLACED = ("fit", "match")  # the settings that decide which object a method is given
 
 
 def composed(folder: Path) -> dict[str, dict]:
@@ -75,8 +77,15 @@ def write_csv(path: Path, entries: list[dict]) -> None:
 def _measure_sample(
     row: Row, records: dict[str, dict[str, dict]], runs: Path, networks: Networks
 ) -> tuple[dict[str, dict[str, float]], list[dict]]:
-    """The metrics of one sample's composites, by variant, and the errors. It measures what is lacking, and keeps it."""
-    values, errors, reference = {}, [], None
+    """The metrics of one sample's composites, by variant, and the errors. It measures what is lacking, and keeps it.
+
+    A composite is compared with the object that it was given, placed and matched as its own settings say.
+    """
+    values, errors = {}, []
+    read = functools.cache(row.request.read)
+    reference = functools.cache(
+        lambda *placed: Reference.of(read(), networks, **dict(zip(PLACED, placed, strict=True)))
+    )
     asked_for = {name: networks.names.get(METRICS[name].network) for name in measurable(networks)}
     for variant in (name for name, of in records.items() if row.id in of):
         try:
@@ -84,13 +93,14 @@ def _measure_sample(
             file = runs / variant / record["file_name"]
             path = runs / variant / "measures" / f"{row.id}.json"
             # The inputs count as well: a method may make the same composite from other inputs.
-            asked = {"composite": sha256(file), "inputs": record["inputs"], "prompt": record["prompt"]}
+            placed = {name: record["settings"][name] for name in PLACED}
+            asked = {"composite": sha256(file), "inputs": record["inputs"], "prompt": record["prompt"], **placed}
             kept = _kept(path, asked)
             lacking = [name for name, network in asked_for.items() if name not in kept or kept[name][1] != network]
             failed = {}
             if lacking:
-                reference = reference or Reference.of(row.request.read(), networks)
-                measured, failed = _measured(reference.compare(read_scan(file)), lacking)
+                comparison = reference(*placed.values()).compare(read_scan(file))
+                measured, failed = _measured(comparison, lacking)
                 kept |= {name: (value, asked_for[name]) for name, value in measured.items()}
                 _keep(path, asked, kept)
             values[variant] = {name: kept[name][0] for name in asked_for if name not in failed}

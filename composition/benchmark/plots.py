@@ -24,7 +24,10 @@ def check_matplotlib() -> None:
 
 
 def plot(lineup: Lineup, table: dict, path: Path) -> None:
-    """Write a panel for each metric, with means and intervals over what is varied: one curve per dataset and series."""
+    """Write a panel for each metric, with means and intervals over what is varied: one curve per dataset and series.
+
+    Lines without a value are not in it.
+    """
     from matplotlib.figure import Figure
 
     metrics = {(line["dataset"], line["line"]): line["metrics"] for line in table["lines"]}
@@ -34,12 +37,13 @@ def plot(lineup: Lineup, table: dict, path: Path) -> None:
     axes = figure.subplots(height, PANELS, squeeze=False).flatten()
     for axis in axes[len(names) :]:
         axis.remove()
-    ticks = sorted({line.value for line in lineup.lines})
-    series = dict.fromkeys(line.series for line in lineup.lines)
+    varied = [line for line in lineup.lines if line.value is not None]
+    ticks = sorted({line.value for line in varied})
+    series = dict.fromkeys(line.series for line in varied)
     for axis, name in zip(axes, names, strict=False):
         for number, dataset in enumerate(dict.fromkeys(dataset for dataset, _ in metrics)):
             for style, one in zip(cycle(("-", "--", ":", "-.")), series, strict=False):
-                lines = [line for line in lineup.lines if line.series == one]
+                lines = [line for line in varied if line.series == one]
                 points = [(line.value, metrics[dataset, line.label][name]) for line in lines]
                 points = sorted((value, summary) for value, summary in points if summary["mean"] is not None)
                 if not points:

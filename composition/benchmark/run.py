@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import functools
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 
 from sd21.files import atomic, read_json_lines, remove_partial, write_json, write_text
@@ -36,7 +38,9 @@ class BenchmarkRequest:
 
     parts: {a name in DATASETS: (its folder, samples)}; seed: the seed of the draw; methods: names in METHODS, in the
     table's order; ablations: some of variants.ABLATIONS; shown: the samples of the grids, by number in each dataset;
-    reproduce: whether they show scans, and what is pasted of them, as the model's autoencoder gives them back.
+    reproduce: whether they show scans, and what is pasted of them, as the model's autoencoder gives them back;
+    ablation_samples: how many samples of each dataset, the first, an ablation has, None for all; target_scale: what the
+    targets are shrunk to, as build_benchmark takes it.
     Raises ValueError (DatasetError) for what cannot be asked for.
     """
 
@@ -46,6 +50,8 @@ class BenchmarkRequest:
     ablations: tuple[str, ...]
     shown: tuple[int, ...]
     reproduce: bool = False
+    ablation_samples: int | None = None
+    target_scale: Fraction = Fraction(1)
 
     def __post_init__(self):
         _check_names("dataset", self.parts, DATASETS)
@@ -58,6 +64,8 @@ class BenchmarkRequest:
                 raise DatasetError(
                     f"the samples of {name} are a whole number from 1 up, got {count}; leave {name} out for none"
                 )
+        if self.ablation_samples is not None and self.ablation_samples < 1:
+            raise ValueError(f"an ablation has a whole number of samples from 1 up, got {self.ablation_samples}")
         if not self.methods:
             raise ValueError(f"no method is named; expected one or more of {', '.join(METHODS)}")
         for name in self.methods:
@@ -65,6 +73,29 @@ class BenchmarkRequest:
                 raise ValueError(f"the method {name!r} names a folder and a line: letters, digits, '_' and '-' only")
         if taken := [name for name in METRICS if name in IDENTITY]:
             raise ValueError(f"the metric {', '.join(taken)} has the name of another column; give it another name")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Samples of a benchmark: their manifest, and its rows."""
+
+    manifest: Path
+    rows: list[Row]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many samples there are of each dataset."""
+        return dict(Counter(parts_of(row.id)[0] for row in self.rows))
+
+    def first(self, count: int | None) -> Part:
+        """The first `count` samples of each dataset, whose manifest is written beside this one; None: all."""
+        rows = [row for row in self.rows if count is None or parts_of(row.id)[1] < count]
+        if len(rows) == len(self.rows):
+            return self
+        lines = self.manifest.read_text(encoding="utf-8").splitlines()
+        manifest = self.manifest.with_name(f"first_{count}.jsonl")
+        write_text(manifest, "".join(f"{lines[row.line - 1]}\n" for row in rows))
+        return Part(manifest, [replace(row, line=line) for line, row in enumerate(rows, start=1)])
 
 
 def run_benchmark(
@@ -84,20 +115,25 @@ def run_benchmark(
     (DatasetError), OSError or ImportError, before the model is loaded, for what cannot be done.
     """
     out = Path(out)
-    lineups = [variants.methods(request.methods, settings)]
-    if request.ablations:
+    methods = variants.methods(request.methods, settings)
+    lineups = [methods, *(ABLATIONS[name](settings) for name in request.ablations)]
+    if any(lineup.varied for lineup in lineups):
         check_matplotlib()
-        lineups += [ABLATIONS[name](settings) for name in request.ablations]
     wanted = variants.all_of(lineups)
     read = {name: replace(DATASETS[name].read(folder), name=name) for name, (folder, _) in request.parts.items()}
     parts = [(read[name], count) for name, (_, count) in request.parts.items()]
-    benchmark = build_benchmark(out / "samples", parts, request.seed)
+    benchmark = build_benchmark(out / "samples", parts, request.seed, request.target_scale)
     rows, damaged = read_manifest(benchmark.manifest, settings)
     if damaged:
         raise DatasetError(f"{benchmark.manifest} has rows that cannot be composed: {damaged}")
+    every = Part(benchmark.manifest, rows)
+    first = every.first(request.ablation_samples)
+    part_of = {lineup.name: every if lineup is methods else first for lineup in lineups}
 
     load_model = functools.cache(load_model)
-    errors = _compose(benchmark, rows, wanted, out, load_model, quiet)
+    on_every = variants.all_of([methods])
+    errors = _compose(every, on_every, out, load_model, quiet)
+    errors += _compose(first, [variant for variant in wanted if variant not in on_every], out, load_model, quiet)
     ranks = Ranks(f"measure {out}")
     if ranks.rank == 0:
         remove_partial(out)
@@ -109,15 +145,9 @@ def run_benchmark(
     errors += unmeasured
     write_csv(out / "samples.csv", entries)
     write_errors(out / "errors.jsonl", errors)
-    counts = {dataset.name: count for dataset, count in parts}
     reproduced = functools.partial(reproduce, load_model()) if request.reproduce else None
     for lineup in lineups:
-        if not entries:  # an earlier run's tables would speak of composites that are not there
-            for name in (*(f"{lineup.name}{suffix}" for suffix in (".json", ".md", ".png")), _grid_name(lineup)):
-                (out / name).unlink(missing_ok=True)
-            continue
-        _write_table(lineup, counts, request.seed, benchmark, entries, networks, out)
-        _write_grid(lineup, request.shown, rows, entries, out, reproduced)
+        _write(lineup, part_of[lineup.name], request, benchmark, entries, networks, out, reproduced)
     return errors
 
 
@@ -126,15 +156,13 @@ def _check_names(kind: str, names, known) -> None:
         raise ValueError(f"{', '.join(unknown)}: not among the {kind}s {', '.join(known)}")
 
 
-def _compose(
-    benchmark: Benchmark, rows: list[Row], wanted: list[Variant], out: Path, load_model: Callable, quiet: bool
-) -> list[dict]:
+def _compose(part: Part, wanted: list[Variant], out: Path, load_model: Callable, quiet: bool) -> list[dict]:
     """Run `batch` for each variant. Rank 0 returns what failed; the other ranks return an empty list."""
-    errors, ids = [], {row.line: row.id for row in rows}
+    errors, ids = [], {row.line: row.id for row in part.rows}
     for variant in wanted:
         folder = out / "runs" / variant.name
         summary = run_batch(
-            benchmark.manifest,
+            part.manifest,
             folder,
             load_model,
             variant.settings,
@@ -149,20 +177,43 @@ def _compose(
     return errors
 
 
+def _write(
+    lineup: Lineup,
+    part: Part,
+    request: BenchmarkRequest,
+    benchmark: Benchmark,
+    entries: list[dict],
+    networks: Networks,
+    out: Path,
+    reproduced: Callable | None,
+) -> None:
+    """Write a lineup's files, of the entries of its part alone. Where there are none, it has no files."""
+    ids = {row.id for row in part.rows}
+    entries = [entry for entry in entries if entry["id"] in ids]
+    if entries:
+        _write_table(lineup, part, request, benchmark, entries, networks, out)
+        _write_grid(lineup, request.shown, part.rows, entries, out, reproduced)
+        return
+    # An earlier run's tables would speak of composites that are not there.
+    for name in (*(f"{lineup.name}{suffix}" for suffix in (".json", ".md", ".png")), _grid_name(lineup)):
+        (out / name).unlink(missing_ok=True)
+
+
 def _write_table(
     lineup: Lineup,
-    counts: dict[str, int],
-    seed: int,
+    part: Part,
+    request: BenchmarkRequest,
     benchmark: Benchmark,
     entries: list[dict],
     networks: Networks,
     out: Path,
 ) -> None:
-    """Write a lineup's table, as JSON and as Markdown, and its plot if it has one. counts: samples by dataset."""
-    table = tabulate(lineup, counts, entries, networks)
+    """Write a lineup's table, as JSON and as Markdown, and its plot if it has one."""
+    table = tabulate(lineup, part.counts, entries, networks)
     table["benchmark"] = {
-        "samples": counts,
-        "seed": seed,
+        "samples": part.counts,
+        "seed": request.seed,
+        "target_scale": str(request.target_scale),
         "sha256": benchmark.sha256,
         "left_out": {name: rest.counts for name, rest in benchmark.left_out.items()},
     }
@@ -186,8 +237,8 @@ def _write_grid(
     known = {sample for sample, _ in done}
     shown_rows = [row for row in rows if row.id in known and parts_of(row.id)[1] in shown]
     with atomic(out / _grid_name(lineup)) as temporary:
-        grid(shown_rows, lineup.lines, out / "runs", done, reproduced).save(temporary)
+        grid(shown_rows, lineup.columns, out / "runs", done, reproduced).save(temporary)
 
 
 def _grid_name(lineup: Lineup) -> str:
-    return "grid.png" if lineup.varied is None else f"{lineup.name}_grid.png"
+    return "grid.png" if lineup.name == variants.TABLE else f"{lineup.name}_grid.png"

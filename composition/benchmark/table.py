@@ -1,5 +1,5 @@
-"""This module makes the tables: means over samples with bootstrap intervals, as JSON and, from that, as Markdown. It
-computes from entries alone and touches no file.
+"""This module makes the tables: means over samples with bootstrap intervals, medians and worst cases, as JSON and, from
+that, as Markdown. It computes from entries alone and touches no file.
 
 A table has lines, one per dataset and variant. (Its `rows` are rows through the UNet, the unit of cost.)
 """
@@ -14,6 +14,7 @@ from ..metrics import METRICS, Networks
 from .variants import OURS, Lineup
 
 LEVEL, RESAMPLES, SEED = 0.95, 10_000, 0
+QUANTILES = {"least": 0, "q05": 0.05, "median": 0.5, "q95": 0.95, "greatest": 1}
 ALL_INFINITE, NONE_DEFINED = "∞", "–"
 
 
@@ -25,15 +26,19 @@ def bootstrap_interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def summarise(values: Sequence[float]) -> dict:
-    """Mean and interval of the finite values, None if there are none, and how many were finite, infinite or undefined.
+    """Mean, interval and QUANTILES of the finite values, None if there are none, and how many were finite, infinite or
+    undefined.
 
     An infinite PSNR (nothing changed) cannot be averaged with others, nor can an SSIM whose window fits nowhere (nan).
     """
     values = np.asarray(values, dtype=np.float64)
     finite = values[np.isfinite(values)]
-    mean, interval = (None, (None, None)) if finite.size == 0 else (float(finite.mean()), bootstrap_interval(finite))
+    mean, interval, quantiles = None, (None, None), dict.fromkeys(QUANTILES)
+    if finite.size > 0:
+        mean, interval = float(finite.mean()), bootstrap_interval(finite)
+        quantiles = dict(zip(QUANTILES, np.quantile(finite, list(QUANTILES.values())).tolist(), strict=True))
     counts = {"finite": finite.size, "infinite": int(np.isinf(values).sum()), "undefined": int(np.isnan(values).sum())}
-    return {"mean": mean, "low": interval[0], "high": interval[1], **counts}
+    return {"mean": mean, "low": interval[0], "high": interval[1], **quantiles, **counts}
 
 
 def tabulate(lineup: Lineup, counts: dict[str, int], entries: list[dict], networks: Networks) -> dict:
@@ -64,6 +69,7 @@ def tabulate(lineup: Lineup, counts: dict[str, int], entries: list[dict], networ
     about = {"level": LEVEL, "resamples": RESAMPLES, "seed": SEED}
     return {
         "title": lineup.title,
+        "notes": list(lineup.notes),
         "networks": networks.names,
         "missing": networks.missing,
         "interval": about,
@@ -111,6 +117,10 @@ def markdown(table: dict) -> str:
         for line in differences:
             cells = [_cell(line["metrics"][name]) for name in columns]
             text.append(_line([line["line"], *cells, str(line["samples"])]))
+        text += ["", "Medians [5 %, 95 %]; of rows the median / 95 % / the greatest:", "", *_head([*heads, "rows"])]
+        for line in lines:
+            cells = [_median(line["metrics"][name]) for name in columns]
+            text.append(_line([line["line"], *cells, _worst(line["rows"])]))
         text.append("")
     return "\n".join([*text, *(f"- {note}" for note in _notes(table))]) + "\n"
 
@@ -122,10 +132,19 @@ def heading(name: str, networks: dict[str, str]) -> str:
     return metric.title(networks) + arrows[metric.more_is_better]
 
 
-def _cell(summary: dict) -> str:
-    if summary["mean"] is None:
+def _cell(summary: dict, middle: str = "mean", low: str = "low", high: str = "high") -> str:
+    if summary[middle] is None:
         return ALL_INFINITE if summary["infinite"] else NONE_DEFINED
-    return f"{summary['mean']:.4g} [{summary['low']:.4g}, {summary['high']:.4g}]"
+    return f"{summary[middle]:.4g} [{summary[low]:.4g}, {summary[high]:.4g}]"
+
+
+def _median(summary: dict) -> str:
+    return _cell(summary, "median", "q05", "q95")
+
+
+def _worst(summary: dict) -> str:
+    found = [summary[name] for name in ("median", "q95", "greatest")]
+    return NONE_DEFINED if found[0] is None else " / ".join(f"{value:.4g}" for value in found)
 
 
 def _line(cells: list[str]) -> str:
@@ -140,7 +159,8 @@ def _notes(table: dict) -> list[str]:
     interval = table["interval"]
     notes = [
         f"Means over samples, with the {interval['level']:.0%} interval of {interval['resamples']} bootstrap resamples "
-        f"(seed {interval['seed']}). Rows: rows through the network per sample, inversions at their full price."
+        f"(seed {interval['seed']}). Rows: rows through the network per sample, inversions at their full price.",
+        *table["notes"],
     ]
     notes += [f"{kind.upper()}: {name}." for kind, name in table["networks"].items()]
     notes += [f"The columns of {kind.upper()} are left out: {reason}" for kind, reason in table["missing"].items()]

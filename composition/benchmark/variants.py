@@ -1,17 +1,24 @@
-"""This module says what the benchmark runs and compares: the methods of Tab. 1, and the ablations over T'
-(Tab. 2, Fig. 8) and tau (Fig. 9). The paper's values for them stand only here."""
+"""This module says what the benchmark runs and compares: the methods of Tab. 1, the ablations over T' (Tab. 2, Fig. 8)
+and tau (Fig. 9), and that of the steps beyond the paper. The paper's values for them stand only here."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ..settings import Settings
+from ..settings import PAPER, Settings
 
 # The paper's values (Tab. 2 and Fig. 9).
 STARTS = (18, 12, 6)
 TAUS = (1, 3, 5)
+# The columns of the paper's Fig. 7; its Tab. 1 has another order.
+ORDER = ("copy-paste", "sdedit", "blended", "tf-icon", "published", "ours")
 OURS = "ours"  # the variant of our method with the settings that were given
+TABLE = "table"  # the name of the lineup of methods
+PAPERS, MATCHED = "ours, Settings.paper()", ", matched"  # what the labels of its lines say
+WITHOUT_OBJECT = ("blended",)  # methods that do not look at the object: matched or not, they give the same composite
+# The steps beyond the paper, by the setting that turns each off.
+STEPS = {"object held": "preserve_object_until", "detail": "detail", "match": "match", "focus": "focus"}
 
 
 @dataclass(frozen=True)
@@ -25,7 +32,8 @@ class Variant:
 
 @dataclass(frozen=True)
 class Line:
-    """A variant as one line of a lineup. value: what an ablation varies; series: the curve its plot belongs to."""
+    """A variant as one line of a lineup. value: what an ablation varies, None for a line that stands beside it;
+    series: the curve its plot belongs to."""
 
     label: str
     variant: Variant
@@ -35,25 +43,63 @@ class Line:
 
 @dataclass(frozen=True)
 class Lineup:
-    """Lines side by side: one table, one grid and, if `varied` names what the lines' values are, one plot."""
+    """Lines side by side: one table, one grid and, if `varied` names what the lines' values are, one plot.
+
+    columns: the lines that the grid shows, in its order; by default all. notes: what a reader of the table has to know.
+    """
 
     name: str
     title: str
     lines: tuple[Line, ...]
     varied: str | None = None
+    columns: tuple[Line, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        object.__setattr__(self, "columns", self.columns or self.lines)
 
 
 def methods(names: Sequence[str], settings: Settings) -> Lineup:
-    """Tab. 1 and Fig. 7: methods under the same settings."""
-    lines = tuple(Line(name, Variant(name, name, settings)) for name in names)
-    return Lineup("table", "Methods (the paper's Tab. 1)", lines)
+    """Tab. 1 and Fig. 7. Baselines are as published, with the user's numbers; each that looks at the object has a
+    second line, with the object that ours is given. Ours stands beside itself without the steps beyond the paper.
+
+    The grid has the paper's columns first, then methods that the paper does not have, then Settings.paper(); the lines
+    with the matched object stand in the table alone.
+    """
+    as_published = replace(settings, **PAPER)
+    matched = replace(as_published, fit=settings.fit, match=settings.match)
+    lines, columns = [], []
+    for name in names:
+        if name == OURS:
+            columns.append(Line(name, Variant(OURS, OURS, settings)))
+            lines += [line for line in (_paper(settings),) if line.variant != columns[-1].variant]
+            lines.append(columns[-1])
+            continue
+        columns.append(Line(name, Variant(name, name, as_published)))
+        lines.append(columns[-1])
+        if name not in WITHOUT_OBJECT and matched != as_published:
+            lines.append(Line(f"{name}{MATCHED}", Variant(f"{name}_matched", name, matched)))
+    columns.sort(key=lambda line: ORDER.index(line.label) if line.label in ORDER else len(ORDER))
+    columns += [line for line in lines if line.label == PAPERS]
+    notes = []
+    if any(line.label.endswith(MATCHED) for line in lines):
+        notes.append("A baseline's line is as published; `matched` gives it the object that `ours` is given.")
+        notes += [
+            f"{name} does not look at the object and gives the same composite with the matched one; it is measured "
+            "against the other."
+            for name in names
+            if name in WITHOUT_OBJECT
+        ]
+    return Lineup(TABLE, "Methods (the paper's Tab. 1)", tuple(lines), columns=tuple(columns), notes=tuple(notes))
 
 
 def start_ablation(settings: Settings) -> Lineup:
     """Tab. 2 and Fig. 8. Raises ValueError if the grid has fewer steps than the greatest T'."""
     _check("start", "steps", settings.steps, max(STARTS), f"runs T' = {', '.join(map(str, STARTS))}")
-    lines = tuple(Line(f"T' = {start}", _ours(settings, start=start), start) for start in STARTS)
-    return Lineup("ablation_start", "Selection of T' (the paper's Tab. 2)", lines, varied="T'")
+    lines = [Line(f"T' = {start}", _ours(settings, start=start), start) for start in STARTS]
+    return Lineup(
+        "ablation_start", "Selection of T' (the paper's Tab. 2)", _beside_the_papers(lines, settings), varied="T'"
+    )
 
 
 def tau_ablation(settings: Settings) -> Lineup:
@@ -66,12 +112,32 @@ def tau_ablation(settings: Settings) -> Lineup:
     """
     _check("tau", "start", settings.start, max(TAUS), f"runs tau = {', '.join(map(str, TAUS))} and their mirrors in T'")
     readings = (("Eq. 9", lambda tau: tau), ("Fig. 9, mirrored", lambda tau: settings.start - tau))
-    lines = tuple(
+    lines = [
         Line(f"tau = {tau} ({reading})", _ours(settings, preserve_background_until=last(tau)), tau, reading)
         for reading, last in readings
         for tau in TAUS
+    ]
+    return Lineup(
+        "ablation_tau", "Selection of tau (the paper's Fig. 9)", _beside_the_papers(lines, settings), varied="tau"
     )
-    return Lineup("ablation_tau", "Selection of tau (the paper's Fig. 9)", lines, varied="tau")
+
+
+def steps_ablation(settings: Settings) -> Lineup:
+    """Each of STEPS added alone to the paper's own method, and taken away alone from ours."""
+    paper = replace(settings, **PAPER)
+    lines = [_published(settings), Line("paper", _paper(settings).variant)]
+    for step, name in STEPS.items():
+        added = replace(paper, **{name: getattr(settings, name)})
+        lines.append(Line(f"paper + {step}", _named(f"paper_with_{step}".replace(" ", "_"), added, settings)))
+    lines.append(Line("ours", Variant(OURS, OURS, settings)))
+    for step, name in STEPS.items():
+        taken = replace(settings, **{name: PAPER[name]})
+        lines.append(Line(f"ours - {step}", _named(f"ours_without_{step}".replace(" ", "_"), taken, settings)))
+    notes = (
+        f"`paper` is {PAPERS}. A composite is compared with the object that it was given, matched or not.",
+        f"The lines of `paper` invert scans by the method {paper.inversion}, those of `ours` by {settings.inversion}.",
+    )
+    return Lineup("ablation_steps", "The steps beyond the paper, added and taken away", tuple(lines), notes=notes)
 
 
 def all_of(lineups: Sequence[Lineup]) -> list[Variant]:
@@ -95,11 +161,34 @@ def _check(ablation: str, option: str, value: int, least: int, runs: str) -> Non
         )
 
 
+def _published(settings: Settings) -> Line:
+    return Line("published", Variant("published", "published", replace(settings, **PAPER)))
+
+
+def _paper(settings: Settings) -> Line:
+    """Our method without the steps beyond the paper, with the user's numbers."""
+    return Line(PAPERS, _named("paper", replace(settings, **PAPER), settings))
+
+
+def _beside_the_papers(lines: Sequence[Line], settings: Settings) -> tuple[Line, ...]:
+    """An ablation's lines, and after them the paper's own method, as published and by Settings.paper()."""
+    known = [line.variant for line in lines]
+    return (*lines, *(line for line in (_published(settings), _paper(settings)) if line.variant not in known))
+
+
 def _ours(settings: Settings, **change: int) -> Variant:
-    """Our method with one setting changed. It has its plain name if that changes nothing, so that it runs once."""
-    changed = replace(settings, **change)
+    """Our method with one setting changed."""
     ((name, value),) = change.items()
-    return Variant(OURS if changed == settings else f"{OURS}_{name}_{value}", OURS, changed)
+    return _named(f"{OURS}_{name}_{value}", replace(settings, **change), settings)
 
 
-ABLATIONS = {"start": start_ablation, "tau": tau_ablation}
+def _named(name: str, changed: Settings, settings: Settings) -> Variant:
+    """Our method with changed settings. If they are ours, or the paper's, it has their name, so that it runs once."""
+    if changed == settings:
+        name = OURS
+    elif changed == replace(settings, **PAPER):
+        name = "paper"
+    return Variant(name, OURS, changed)
+
+
+ABLATIONS = {"start": start_ablation, "tau": tau_ablation, "steps": steps_ablation}

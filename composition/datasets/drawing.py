@@ -3,7 +3,8 @@ module knows no dataset by name, so that a new one is drawn by the same rules.
 
 The name of a benchmark determines its samples: "300 from Br35H and 100 from BUSI, seed 0" is the same benchmark for
 everyone who has the published datasets. The SHA-256 of the seed and the file names decides which scans are drawn, and
-boxes are computed in integers. If the data differ (a part is missing), the benchmark differs too, and so does its hash.
+boxes are computed in integers, shrunk ones too. If the data differ (a part is missing), the benchmark differs too, and
+so does its hash.
 
     FOLDER/manifest.jsonl        one sample per line, as `python -m composition batch` reads it
     FOLDER/hashes.jsonl          its hashes: of the scans' bytes, and of the masks' pixels, as PNG bytes vary with zlib
@@ -17,7 +18,8 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -60,18 +62,25 @@ class Benchmark:
     left_out: dict[str, LeftOut]
 
 
-def build_benchmark(folder: str | Path, parts: Sequence[tuple[Dataset, int]], seed: int = 0) -> Benchmark:
+def build_benchmark(
+    folder: str | Path,
+    parts: Sequence[tuple[Dataset, int]],
+    seed: int = 0,
+    target_scale: Fraction = Fraction(1),
+) -> Benchmark:
     """Draw `count` samples from each (dataset, count) and write them to `folder`.
+
+    target_scale: the user boxes that were drawn are shrunk by it, see `shrunk`. The same scans are drawn at any scale.
 
     The hashes are written first and the manifest last. So the folder belongs to one benchmark from the first file on,
     and it is whole when the manifest is there. A folder that already holds this benchmark, or part of it, is written
     again with the same content.
-    Raises DatasetError if a dataset yields fewer samples, or if the folder holds another benchmark, even one of the
-    same names with other scans or masks.
+    Raises DatasetError if a dataset yields fewer samples, if the scale is out of range, or if the folder holds another
+    benchmark, even one of the same names with other scans or masks.
     """
     folder = Path(folder)
     drawn = [draw_pairs(dataset, count, seed) for dataset, count in parts]
-    pairs = [pair for part, _ in drawn for pair in part]
+    pairs = [replace(pair, user_box=shrunk(pair.user_box, target_scale)) for part, _ in drawn for pair in part]
     rows, hashes = json_lines(map(_row, pairs)), json_lines(map(_hashes, pairs))
     manifest, contents = folder / "manifest.jsonl", folder / "hashes.jsonl"
     for file, text, differs in ((manifest, rows, "samples"), (contents, hashes, "scans or masks")):
@@ -174,6 +183,19 @@ def user_box(tissue: np.ndarray, object_mask: np.ndarray) -> tuple[int, int, int
     y = ((y0 + y1) * height - h * object_height) // (2 * object_height)
     nearest = ((columns - x) ** 2 + (rows - y) ** 2).argmin()
     return int(columns[nearest]), int(rows[nearest]), w, h
+
+
+def shrunk(box: tuple[int, int, int, int], scale: Fraction) -> tuple[int, int, int, int]:
+    """The box x, y, width, height with its sides times scale, in whole pixels, rounded down and at least 1.
+
+    It lies about the centre of the box, where that falls between two places at the left and upper one of them. Raises
+    DatasetError for a scale that is not above 0, or above 1: a larger box could leave the tissue.
+    """
+    if not 0 < scale <= 1:
+        raise DatasetError(f"the scale of the targets is a number above 0 and at most 1, got {scale}")
+    x, y, width, height = box
+    w, h = (max(1, side * scale.numerator // scale.denominator) for side in (width, height))
+    return x + (width - w) // 2, y + (height - h) // 2, w, h
 
 
 def _rank(seed: int, dataset: Dataset, role: str, path: Path) -> bytes:

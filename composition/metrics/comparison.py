@@ -2,7 +2,7 @@
 holds both, so that all metrics see the same images.
 
 A metric's function takes a Comparison. Whatever several metrics share (the crops, the resized images) is a property of
-the Comparison, computed when the first metric asks for it. What all composites of one sample share is a property of
+the Comparison, computed when the first metric asks for it. What the composites of one sample share is a property of
 their Reference.
 """
 
@@ -25,7 +25,7 @@ IMAGE_SIDE, CROP_SIDE = 512, 224  # pixels: the paper's size, and AlexNet's and 
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """What all composites of one sample are compared with, and the networks that do it.
+    """What the composites of one sample that were given the same object are compared with, and the networks that do it.
 
     background, placed: (1, 3, H, W) in [-1, 1], in the background's pixels. object_mask (of the placed object),
     user_mask: (1, 1, H, W) bool. window: the background's, by which composites are read too. contrast_own: the tumour's
@@ -54,9 +54,9 @@ class Reference:
             raise ValueError("the user mask is empty: there is no edited region to measure")
 
     @classmethod
-    def of(cls, sample: Sample, networks: Networks) -> Reference:
-        """The reference of a sample, with its object placed as all methods place it."""
-        placement = place(sample.background, sample.obj, sample.object_mask, sample.user_mask)
+    def of(cls, sample: Sample, networks: Networks, *, fit: str = "box", match: str = "none") -> Reference:
+        """The reference of a sample's composites whose Settings had this fit and match: its object, placed so."""
+        placement = place(sample.background, sample.obj, sample.object_mask, sample.user_mask, fit=fit, match=match)
         window = sample.background.window
         background, placed = (
             _image(pixels, window) for pixels in (sample.background.pixels, placed_object(sample, placement))

@@ -18,7 +18,13 @@ TABLE = "table"  # the name of the lineup of methods
 PAPERS, MATCHED = "ours, Settings.paper()", ", matched"  # what the labels of its lines say
 WITHOUT_OBJECT = ("blended",)  # methods that do not look at the object: matched or not, they give the same composite
 # The steps beyond the paper, by the setting that turns each off.
-STEPS = {"object held": "preserve_object_until", "detail": "detail", "match": "match", "focus": "focus"}
+STEPS = {
+    "background held": "preserve_background_until",
+    "object held": "preserve_object_until",
+    "detail": "detail",
+    "match": "match",
+    "focus": "focus",
+}
 
 
 @dataclass(frozen=True)

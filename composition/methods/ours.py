@@ -4,7 +4,7 @@ The method is four steps, and everything around them is the Frame's:
 
 1. Background and placed object are inverted under the exceptional prompt, up to `start`.
 2. Eq. 8 composes their states at i = start.
-3. The composite is denoised to 0 under the text prompt. Eq. 9 preserves the background on the way, and holds the object.
+3. The composite is denoised to 0 under the text prompt, and Eq. 9 preserves background and object on the way.
 4. What the autoencoder loses of background and object is given back (`Frame.finish`).
 
 Every state is read from the stored trajectories. No noise is drawn anywhere: the same inputs give the same result.

@@ -100,7 +100,7 @@ def test_a_new_metric_is_measured_alone(parts, whole, again, measured, monkeypat
     assert model.rows == 0 and tree(again / "runs" / "sdedit" / "images") == before
     assert measured == [["brightness"]] * (len(METHODS) * len(SAMPLES))
     assert list(table_of(again)["lines"][0]["metrics"]) == [*MEASURED, "brightness"]
-    assert "seam of user mask ↓ | brightness ↑ |" in (again / "table.md").read_text()
+    assert "grey shift (0 is right) | brightness ↑ |" in (again / "table.md").read_text()
     assert value_of(again, "psnr_fg") == value_of(whole, "psnr_fg")
 
 

@@ -113,26 +113,33 @@ def test_run_and_batch_by_a_baseline(scans, tmp_path, monkeypatch, method):
 
 
 def test_run_warns_and_batch_refuses_where_the_tumour_is_lost(scans, tmp_path, monkeypatch, capsys):
-    """SDEdit on the double leaves a quarter of the tumour's contrast."""
+    """A tumour brighter than its tissue is pasted on tissue that is as bright."""
     monkeypatch.setattr(sd21, "load", lambda *_, **__: FakeModel(64))
-    options = ["--method", "sdedit", *FAST, "-q"]
-    assert cli.main([*command(scans, tmp_path / "one"), *options]) == 0
+    texture, tumour = np.indices((60, 80)).sum(axis=0) % 2, read_mask(scans / "m.png")
+    Image.fromarray(np.uint8(120 + texture)).save(scans / "bright.png")
+    Image.fromarray(np.uint8(60 + 60 * tumour + texture)).save(scans / "dark.png")
+    options = ["--method", "copy-paste", "--match", "none", *FAST, "-q"]
+    files = {"background": scans / "bright.png", "object": scans / "dark.png"}
+    assert cli.main([*command(scans, tmp_path / "one", **files), *options]) == 0
     output, warned = capsys.readouterr()
-    assert output == "" and re.fullmatch(r"warning: the tumour keeps 0\.\d\d of the contrast of .* user mask\n", warned)
+    # The medians of a texture of one level differ by one at most, of 60.
+    assert output == "" and re.fullmatch(
+        r"warning: the tumour keeps -?0\.\d\d of the contrast of .* user mask\n", warned
+    )
     entry = json.loads((tmp_path / "one" / "record.json").read_text())
-    assert entry["label"]["contrast"] < 0.4 and entry["label"]["cells"] >= 4 and entry["label"]["clipped"] == 0
+    assert abs(entry["label"]["contrast"]) < 0.02 and entry["label"]["cells"] >= 4 and entry["label"]["clipped"] == 0
     assert (entry["window"]["rows"], entry["window"]["columns"]) == ([0, 60], [0, 80])
     assert {"how", "gain", "offset", "why"} <= set(entry["match"])
 
-    manifest = write_manifest(scans / "manifest.jsonl", [row(0)])
+    manifest = write_manifest(scans / "manifest.jsonl", [row(0, background="bright.png", object="dark.png")])
     many = ["batch", str(manifest), "--out", str(tmp_path / "many"), *options]
     assert cli.main(many) == 1
     errors = tmp_path / "many" / "errors.jsonl"
     assert capsys.readouterr() == ("", f"error: 1 of 1 rows failed or were refused, see {errors}\n")
-    assert json.loads(errors.read_text())["error"].startswith("refused: the tumour keeps 0.")
+    assert json.loads(errors.read_text())["error"].startswith("refused: the tumour keeps ")
     assert cli.main([*many, "--min-contrast", "none"]) == 0 and not errors.exists()
     (entry,) = map(json.loads, (tmp_path / "many" / "metadata.jsonl").read_text().splitlines())
-    assert entry["label"]["contrast"] < 0.4
+    assert abs(entry["label"]["contrast"]) < 0.02
 
 
 BAD = [

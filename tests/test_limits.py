@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from composition import Scan
+from composition import Scan, Settings
 from composition.focus import Window
 from composition.metrics.label_truth import LabelTruth
 from composition.runs.cautions import cautions
@@ -55,7 +55,7 @@ def test_limits_that_are_off_by_default():
         "the tumour's correlation with the placed object is 0.25, expected 0.5 or more: use --preserve-object-until 1, "
         "--focus window or a larger user mask, or --min-correlation none to keep it",
         "the tumour's grey has moved by -12.5 levels of 255 from the placed object's, expected 10 at most: use "
-        "--preserve-object-until 1, --detail or --match gain, or --max-grey-shift none to keep it",
+        f"--preserve-object-until 1, --detail or --match {Settings.match}, or --max-grey-shift none to keep it",
     ]
     assert list(limits.broken(replace(TRUE, grey_shift=12.5))) == ["max_grey_shift"]
     assert limits.faults(replace(TRUE, correlation=None)) == []

@@ -225,8 +225,9 @@ def test_a_heading_names_the_network_where_its_figures_must_not_be_read_without(
 
 def test_the_labels_columns_are_the_labels_measures():
     rng = np.random.default_rng(0)
-    scans = [Scan(rng.integers(9, 256, (40, 40), dtype=np.uint8)) for _ in range(3)]
     mask, user_mask = (box(40, *sides)[0, 0].numpy() for sides in (((8, 20), (8, 20)), ((14, 26), (12, 28))))
+    bright = np.zeros_like(mask), mask, user_mask
+    scans = [Scan((rng.integers(9, 150, (40, 40)) + 100 * inside).astype(np.uint8)) for inside in bright]
     one = Sample(*scans[:2], mask, user_mask, None)
     placement = place(*scans[:2], mask, user_mask)
     placed, composite, moved = placed_object(one, placement), scans[2], placement.object_mask

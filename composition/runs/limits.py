@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 
 from ..metrics.label_truth import LabelTruth
+from ..settings import Settings
 
 
 def _limit(default: float | None, about: str, sentence: Callable[[LabelTruth, float], str], advice: str):
@@ -35,7 +36,7 @@ class Limits:
         lambda label, limit: (
             f"the tumour keeps {label.contrast:.2f} of the contrast of its own scan, expected {limit:g} or more"
         ),
-        "use --match gain, --focus window or a larger user mask",
+        f"use --match {Settings.match}, --focus window or a larger user mask",
     )
     # A tumour that has lost a quarter still shows most of its outline. Cuts of 26 to 61 % used to go unsaid.
     max_clipped: float | None = _limit(
@@ -70,7 +71,7 @@ class Limits:
             f"the tumour's grey has moved by {label.grey_shift:+.1f} levels of 255 from the placed "
             f"object's, expected {limit:g} at most"
         ),
-        "use --preserve-object-until 1, --detail or --match gain",
+        f"use --preserve-object-until 1, --detail or --match {Settings.match}",
     )
 
     def __post_init__(self):

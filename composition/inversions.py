@@ -76,13 +76,22 @@ def invert_latents(
     """Invert latents (B, C, h, w), all in one batch, to the noise end of `grid`, under the exceptional prompt and
     without guidance.
 
-    images: the latents' names, for attention hooks. Raises solvers.InversionError where one misses the tolerance.
+    images: the latents' names, for attention hooks. Raises solvers.InversionError where one misses the tolerance and
+    settings.on_failure is "raise".
     """
     describe = named("inversion", images, ("exceptional",))
     context = exceptional_context(model, token)
     x0_fn = model_prediction(model, grid, describe, context, max_batch=settings.max_batch)
     inversion = invert(
-        latents, grid, solver, x0_fn, method=settings.inversion, tol=settings.tolerance, progress=progress
+        latents,
+        grid,
+        solver,
+        x0_fn,
+        method=settings.inversion,
+        tol=settings.tolerance,
+        max_sweeps=settings.max_sweeps,
+        on_failure=settings.on_failure,
+        progress=progress,
     )
     return [Trajectory(inversion.states[:, row].clone(), report) for row, report in enumerate(inversion.reports)]
 

@@ -118,7 +118,7 @@ def test_the_exceptional_prompt_is_told_from_a_text(model):
 
 
 def test_the_published_methods_second_run_is_of_background_and_object(model):
-    _, calls = watched(model, sample(128, 128), Settings(steps=4, start=2, preserve_background_until=1), method="published")
+    _, calls = watched(model, sample(128, 128), Settings(steps=4, start=2), method="published")
     composing = [(call.i, call.images, call.contexts) for call, _, _ in calls if call.stage == "composition"]
     again = [((i, i), ("background", "object"), ("exceptional",) * 2) for i in range(4, 0, -1)]
     assert composing == again + [((i, i), ("composite",) * 2, ("text", "null")) for i in (2, 1)]

@@ -218,7 +218,8 @@ def test_what_is_kept_is_inverted_once():
     again = run(model, one, inversions=kept)
     assert np.array_equal(again.image, first.image)
     model.rows = 0
-    third = run(model, replace(one, prompt="another"), Settings(guidance_scale=4, preserve_background_until=1), inversions=kept)
+    settings = Settings(guidance_scale=4, preserve_background_until=1)
+    third = run(model, replace(one, prompt="another"), settings, inversions=kept)
     assert len(kept) == 3 and model.rows == sum(third.rows.values()) == third.rows["composition"]
     moved = np.roll(one.user_mask, 3, axis=1)  # the same object, elsewhere on the canvas
     assert not run(model, replace(one, user_mask=moved), inversions=kept).reused["object"]

@@ -137,3 +137,51 @@ def test_masks_inside_one_another_stay_so_on_the_latent_grid():
         user = np.random.default_rng(seed).random((37, 53)) < 0.7
         inner = user & (np.random.default_rng(seed + 100).random((37, 53)) < 0.8)
         assert (to_latent_mask(inner, (9, 11)) <= to_latent_mask(user, (9, 11))).all()
+
+
+def test_inside_is_the_boxs_fit_where_that_cuts_nothing_off():
+    background, obj = smooth(100, 120), smooth(60, 60)
+    user_mask = np.zeros((100, 120), dtype=bool)
+    user_mask[20:60, 30:90] = True
+    by_box, inside = (place(background, obj, disc((60, 60), 30, 30, 20), user_mask, fit=fit) for fit in ("box", "inside"))
+    assert inside.scale == by_box.scale and inside.shift == by_box.shift and inside.clipped == 0
+
+
+def test_inside_makes_the_object_as_large_as_its_whole_mask_fits():
+    """A square object in a round target: the largest square in a disc has a side of radius times the root of two.
+
+    Pixels are whole, and so is the place on the background: a pixel on each side.
+    """
+    square = np.zeros((60, 60), dtype=bool)
+    square[10:50, 10:50] = True
+    background, obj, target = smooth(120, 120), smooth(60, 60), disc((120, 120), 60, 60, 40)
+    by_box = place(background, obj, square, target, fit="box")
+    inside = place(background, obj, square, target, fit="inside")
+    assert by_box.clipped > 0.2 and inside.clipped == 0
+    assert not inside.object_mask[~target].any()
+    assert inside.scale * 40 == pytest.approx(40 * np.sqrt(2), abs=2)
+    middle = [np.flatnonzero(inside.object_mask.any(axis=axis)).mean() for axis in (0, 1)]
+    assert middle == pytest.approx([59.5, 59.5], abs=1)
+
+
+def test_inside_takes_the_place_nearest_to_the_middle_that_has_room():
+    """An L: its box's middle is empty, and the object goes into the arm beside it, of 30 pixels, or into the corner."""
+    target = np.zeros((120, 120), dtype=bool)
+    target[10:110, 10:40] = True
+    target[90:110, 10:110] = True
+    found = place(smooth(120, 120), smooth(60, 60), disc((60, 60), 30, 30, 25), target, fit="inside")
+    assert found.clipped == 0 and found.object_mask.any() and not found.object_mask[~target].any()
+    columns = np.flatnonzero(found.object_mask.any(axis=0))
+    assert 29 <= len(columns) <= 36  # the arm, to a pixel; the corner holds a disc of (2 - sqrt 2) * 60 = 35 at most
+
+
+def test_values_with_a_physical_scale_are_never_matched():
+    dark, bright = smooth(100, 120), Scan(smooth(60, 60).pixels // 4)
+    user_mask = np.zeros((100, 120), dtype=bool)
+    user_mask[20:60, 30:90] = True
+    matched = place(dark, bright, disc((60, 60), 30, 30, 15), user_mask, match="contrast").match
+    assert matched.why is None and (matched.gain, matched.offset) != (1, 0)
+    in_units = [Scan(one.pixels, unit="HU") for one in (dark, bright)]
+    kept = place(*in_units, disc((60, 60), 30, 30, 15), user_mask, match="contrast").match
+    assert (kept.how, kept.gain, kept.offset, kept.why) == ("none", 1, 0, "the values of both scans are in HU")
+    assert place(in_units[0], bright, disc((60, 60), 30, 30, 15), user_mask, match="contrast").match.why is None

@@ -70,6 +70,10 @@ def psnr_fg(c: Comparison) -> torch.Tensor:
     return psnr(c.composite, c.reference.placed, c.reference.edited)
 
 
+def psnr_object(c: Comparison) -> torch.Tensor:
+    return psnr(c.composite, c.reference.placed, c.reference.object_mask)
+
+
 def ssim_bg(c: Comparison) -> torch.Tensor:
     return ssim(c.composite, c.reference.background, ~c.reference.user_mask)
 
@@ -109,6 +113,7 @@ METRICS = {
     "clip_image": Metric("CLIP image", True, clip_image, "clip"),
     "psnr_bg": Metric("PSNR bg (dB)", True, psnr_bg),
     "psnr_fg": Metric("PSNR fg (dB)", True, psnr_fg),
+    "psnr_object": Metric("PSNR object (dB)", True, psnr_object),
     "ssim_bg": Metric("SSIM bg", True, ssim_bg),
     "ssim_fg": Metric("SSIM fg", True, ssim_fg),
     "seam_object": Metric("seam of object", False, seam_object),

@@ -1,6 +1,6 @@
 """This program compares ways to match an object's greys to the tissue it goes into, on samples of the benchmark.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/matching.py --data DATA [--samples 100] [--network] [--only TEXT] --out FILE.md
+    OMP_NUM_THREADS=1 python tests/benchmarks/matching.py --data DATA [--samples N] [--network] [--only TEXT] --out FILE
 
 DATA holds the folders br35h and busi, as published. The samples are the first of the benchmark's own draw (300 of
 Br35H, 100 of BUSI, seed 0). Without a network it places the object, matches it, and pastes it inside its mask on the

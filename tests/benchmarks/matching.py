@@ -1,11 +1,11 @@
 """This program compares ways to match an object's greys to the tissue it goes into, on samples of the benchmark.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/matching.py --data DATA [--samples 100] [--network] --out FILE.md
+    OMP_NUM_THREADS=1 python tests/benchmarks/matching.py --data DATA [--samples N] [--network] [--only TEXT] --out FILE
 
 DATA holds the folders br35h and busi, as published. The samples are the first of the benchmark's own draw (300 of
 Br35H, 100 of BUSI, seed 0). Without a network it places the object, matches it, and pastes it inside its mask on the
-background; the match could as well come first, but for clipping. With --network it
-composes the samples by the small checkpoint instead (naive inversion), some of the matches only.
+background; the match could as well come first, but for clipping. With --network it composes the samples by the small
+checkpoint instead (naive inversion), some of the matches only.
 
 What it measures, in grey levels of 255 and in shares:
 - contrast: (median inside the mask - median of the ring around it), of the result over that of the object's own scan,
@@ -269,8 +269,8 @@ def table(title, names, cases, measured):
             yield row(name, dataset, [measured(one, ESTIMATORS[name]) for one in several])
 
 
-def pastes(cases):
-    yield from table("## Pasted", ESTIMATORS, cases, Case.pasted)
+def pastes(cases, only):
+    yield from table("## Pasted", [name for name in ESTIMATORS if only in name], cases, Case.pasted)
     yield from ("", "## Widths of the ring, measured on the mean of rings of all three widths", "", *header())
     for width in WIDTHS:
         for dataset, several in cases.items():
@@ -282,12 +282,12 @@ def pastes(cases):
             yield f"- {dataset}, {name}: {np.median(apart):.1f}, {np.quantile(apart, 0.95):.1f}"
 
 
-def composites(cases):
+def composites(cases, only):
     import sd21
 
     model, kept = sd21.load("mini"), {}
     measured = functools.partial(Case.composed, model=model, inversions=kept)
-    yield from table("## Composed", COMPOSED, cases, measured)
+    yield from table("## Composed", [name for name in COMPOSED if only in name], cases, measured)
 
 
 def main():
@@ -295,11 +295,12 @@ def main():
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--samples", type=int, default=100, help="of each data set (default: %(default)s)")
     parser.add_argument("--network", action="store_true", help="compose instead of pasting")
+    parser.add_argument("--only", default="", help="matches whose names hold this text (default: all)")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     cases = {name: cases_of(options.data, name, options.samples) for name in DATASETS}
     with options.out.open("w", encoding="utf-8") as file:
-        for line in (composites if options.network else pastes)(cases):
+        for line in (composites if options.network else pastes)(cases, options.only):
             print(line, file=file, flush=True)
         command = " ".join(["OMP_NUM_THREADS=1 python tests/benchmarks/matching.py", *sys.argv[1:]])
         versions = f"numpy {np.__version__}, torch {torch.__version__}"

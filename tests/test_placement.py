@@ -143,7 +143,9 @@ def test_inside_is_the_boxs_fit_where_that_cuts_nothing_off():
     background, obj = smooth(100, 120), smooth(60, 60)
     user_mask = np.zeros((100, 120), dtype=bool)
     user_mask[20:60, 30:90] = True
-    by_box, inside = (place(background, obj, disc((60, 60), 30, 30, 20), user_mask, fit=fit) for fit in ("box", "inside"))
+    by_box, inside = (
+        place(background, obj, disc((60, 60), 30, 30, 20), user_mask, fit=fit) for fit in ("box", "inside")
+    )
     assert inside.scale == by_box.scale and inside.shift == by_box.shift and inside.clipped == 0
 
 

@@ -11,15 +11,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..matching import ring
+from ..matching import BLACK, ring
 from ..placement import Sample, bounding_box
 
 VALUES = (-1, 1)
 # A quotient by less says nothing: the medians of two parts of one tissue differ by some levels, and in 8 bits the four
 # medians' rounding alone is up to two. Of 100 tumours of Br35H and 100 of BUSI one and two have less.
 LEAST_OWN_CONTRAST = 5.0
-# Greys up to 8 are air, in which JPEG leaves noise, and no tissue. The half keeps rounding away from the comparison.
-AIR = 8.5
+# Greys up to BLACK are air and no tissue. The half level keeps rounding away from the comparison.
+AIR = 255 * BLACK + 0.5
 
 
 @dataclass(frozen=True)

@@ -181,7 +181,7 @@ class Case:
         sample, mapped = self.sample, self.map(estimator)
         matched = Scan(sample.obj.render(mapped(sample.obj.values()), grayscale=sample.obj.grayscale))
         scans_and_masks = (sample.background, matched, sample.object_mask, sample.user_mask)
-        settings = Settings(inversion="naive")
+        settings = Settings(inversion="naive", match="none")  # the object is matched already
         image = compose(model, *scans_and_masks, sample.prompt, settings, inversions=inversions).image
         return self.measures(Scan(image).values(), place(*scans_and_masks).image, (WIDTH,))
 

@@ -67,7 +67,10 @@ class Composition:
 
     def __repr__(self) -> str:
         height, width = self.mask.shape
-        errors = [f"{name} inverted to {100 * report.error:.1f} %" for name, report in self.inversion.items()]
+        errors = [
+            f"{name} inversion unmeasured" if report.error is None else f"{name} inverted to {100 * report.error:.1f} %"
+            for name, report in self.inversion.items()
+        ]
         about = [f"{height}x{width} {self.image.dtype}", f"tumour of {self.mask.sum()} pixels", *errors]
         return f"Composition({', '.join(about)}, {sum(self.rows.values())} rows)"
 

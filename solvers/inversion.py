@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 
 from .anderson import Equation, Evaluation, anderson_solve
+from .defect import solve_defect
 from .grids import Grid
 from .joint import solve_joint
 from .prediction import X0Fn
+from .progress import Progress, watched
 from .run import CountedPrediction, Run, Solution, Solve, relative
-from .sampling import Progress, check_run
+from .sampling import check_run
 from .tables import Solver, StepTable, add_weighted
 
 # A float32 network leaves about ten roundings of its own in a round trip. In float64 we ask for less than it can give.
@@ -34,20 +36,22 @@ class InversionReport:
     method, tolerance: what was asked for.
     rows: all rows through the network. A guided evaluation counts two, and a measured round trip counts its `start`
         evaluations.
-    sweeps: iterations of the solve.
-    error: the round-trip error |denoise(x[start]) - x0| / |x0|, measured from x[start] alone, for every method.
-    converged: error <= tolerance.
-    residuals: one number per iteration, of what the solve drives to zero. For "joint" it is the largest |R[i]| /
-        |x[i-1]| of the trajectory's equations, the probes of Newton-GMRES included; for "defect" it is the round-trip
-        error; for "frozen" they are the residuals of its steps one after the other. "naive" solves nothing.
+    sweeps: evaluations of the solve after its first; 0 where the naive inversion was accepted.
+    error: the round-trip error |denoise(x[start]) - x0| / |x0|, measured from x[start] alone; None where the method
+        leaves it unmeasured.
+    converged: error <= tolerance; None where the error is unmeasured.
+    residuals: one number per evaluation, of what the solve drives to zero. For "joint" and "defect" it is the
+        round-trip error of every iterate, from the naive inversion's on, and in Newton-GMRES, between these, the
+        largest |R[i]| / |x[i-1]| of the trajectory's equations; for "frozen" they are the residuals of its steps one
+        after the other. The naive inversions solve nothing.
     """
 
     method: str
     tolerance: float
     rows: int
     sweeps: int
-    error: float
-    converged: bool
+    error: float | None
+    converged: bool | None
     residuals: tuple[float, ...]
 
 
@@ -57,7 +61,8 @@ class Inversion:
 
     states: (start + 1, B, ...), from x[0] = x0 to x[start], in x0's dtype. reports: one per image.
 
-    errors (float64), rows (int64), converged (bool): (B,), the reports' entries as tensors.
+    errors (float64), rows (int64), converged (bool): (B,), the reports' entries as tensors. What is unmeasured has the
+    error nan, and has not converged.
     """
 
     states: Tensor = field(repr=False)
@@ -65,7 +70,8 @@ class Inversion:
 
     @property
     def errors(self) -> Tensor:
-        return torch.tensor([report.error for report in self.reports], dtype=torch.float64)
+        errors = [float("nan") if report.error is None else report.error for report in self.reports]
+        return torch.tensor(errors, dtype=torch.float64)
 
     @property
     def rows(self) -> Tensor:
@@ -73,7 +79,7 @@ class Inversion:
 
     @property
     def converged(self) -> Tensor:
-        return torch.tensor([report.converged for report in self.reports])
+        return torch.tensor([bool(report.converged) for report in self.reports])
 
 
 class InversionError(RuntimeError):
@@ -123,13 +129,16 @@ def invert(
         contexts of other images; without rows_per_state guided states count as one row.
     start: 1..grid.steps, the noise end by default.
     method: a name in INVERSIONS. "joint" and "defect" are exact where they converge; "naive" and "frozen" are no
-        inverses. `solve_joint`, `solve_defect`, `solve_naive` and `solve_frozen` say what each does.
+        inverses; "naive-unmeasured" is "naive" without the round trip that measures it, at half the rows.
+        `solve_joint`, `solve_defect`, `solve_naive` and `solve_frozen` say what each does.
     tol: bound on every image's round-trip error |denoise(x[start]) - x0| / |x0|. By default 2e-6 in float32 and 1e-11
         in float64; a network that runs in half precision leaves 1e-4 to 1e-3 and needs a tol to match.
-    max_sweeps: iterations an image may take.
+    max_sweeps: evaluations of the solve that an image may take after its first, which is the naive inversion's (of
+        every step, for "frozen"). "joint" and "defect" take 2 * start * (1 + max_sweeps) states at most.
     on_failure: what to do when an exact method misses tol: "raise" an InversionError with the reports, or "return" the
-        best that was found. "naive" and "frozen" promise no tolerance and always return.
-    progress: wraps the loop's iterations, e.g. tqdm.
+        best that was found. The methods that are no inverses promise no tolerance and always return.
+    progress: wraps the loop, as progress(indices, "sweep") for the exact methods and progress(indices, "step") for the
+        others; tqdm is such a function.
     Before the network runs, TypeError for a table in the solver's place, and ValueError for arguments that do not fit
     together and for a grid that ends at sigma[0] = 0. FloatingPointError when a data prediction is not finite.
     """
@@ -139,21 +148,38 @@ def invert(
     if on_failure not in ("raise", "return"):
         raise ValueError(f"on_failure must be 'raise' or 'return', got {on_failure!r}")
     tol = DEFAULT_TOL[x0.dtype] if tol is None else tol
-    if not (tol > 0 and max_sweeps >= 1):
-        raise ValueError(f"tol must be above 0 and max_sweeps 1 or more; got {tol} and {max_sweeps}")
+    if not (tol > 0 and max_sweeps >= 0):
+        raise ValueError(f"tol must be above 0 and max_sweeps 0 or more; got {tol} and {max_sweeps}")
 
     solution = INVERSIONS[method].solve(run, tol, max_sweeps, progress)
     _check_solution(method, solution, run)
-    errors = run.error(solution.states[:, -1], run.images) if solution.errors is None else solution.errors
-    reports = tuple(
-        InversionReport(method, tol, rows, len(residuals), error, error <= tol, tuple(residuals))
-        for rows, error, residuals in zip(
-            run.prediction.rows.tolist(), errors.tolist(), solution.residuals, strict=True
-        )
-    )
+    reports = _reports(method, tol, solution, run)
     if INVERSIONS[method].exact and on_failure == "raise" and not all(report.converged for report in reports):
         raise InversionError(reports)
     return Inversion(torch.cat([x0[None], solution.states.transpose(0, 1)]), reports)
+
+
+def _reports(method: str, tol: float, solution: Solution, run: Run) -> tuple[InversionReport, ...]:
+    """The images' reports. Errors that the method has not measured are measured here, unless they are to stay so."""
+    if not INVERSIONS[method].measured:
+        errors = [None] * len(run.x0)
+    elif solution.errors is None:
+        errors = run.error(solution.states[:, -1], run.images).tolist()
+    else:
+        errors = solution.errors.tolist()
+    about = zip(run.prediction.rows.tolist(), errors, solution.residuals, strict=True)
+    return tuple(
+        InversionReport(
+            method,
+            tol,
+            rows,
+            sweeps=max(0, len(residuals) - 1),
+            error=error,
+            converged=None if error is None else error <= tol,
+            residuals=tuple(residuals),
+        )
+        for rows, error, residuals in about
+    )
 
 
 def solve_naive(run: Run, tol: float, max_sweeps: int, progress: Progress = None) -> Solution:
@@ -170,9 +196,9 @@ def solve_frozen(run: Run, tol: float, max_sweeps: int, progress: Progress = Non
     """
     naive, data = run.naive()  # data[:, i] is D[i + 1]
     x, states, residuals = run.x0, [], [[] for _ in run.x0]
-    for i in progress(range(1, run.start + 1)) if progress else range(1, run.start + 1):
+    for i in watched(range(1, run.start + 1), "step", progress):
         equation = _frozen_equation(run, i, x, data[:, i:])
-        x, searches = anderson_solve(equation, naive[:, i - 1], tol, max_iterations=max_sweeps)
+        x, searches = anderson_solve(equation, naive[:, i - 1], tol, max_steps=max_sweeps)
         states.append(x)
         residuals = [earlier + search.residuals for earlier, search in zip(residuals, searches, strict=True)]
     return Solution(torch.stack(states, 1), residuals)
@@ -191,48 +217,28 @@ def _frozen_equation(run: Run, i: int, below: Tensor, older: Tensor) -> Equation
     return equation
 
 
-def solve_defect(run: Run, tol: float, max_sweeps: int, progress: Progress = None) -> Solution:
-    """Iterate z <- z + x0 - sample(naive(z)) with Anderson mixing. The method is exact where it converges.
-
-    An iteration takes 2 * start evaluations, one after the other, and the memory of a few images.
-    """
-    best = _BestRuns(run)
-
-    def equation(z: Tensor, images: Tensor) -> Evaluation:
-        trajectory = run.down(run.up(z, images)[0][:, -1], images)
-        defect = trajectory[:, 0] - run.x0[images]
-        errors = relative(defect, run.x0[images])
-        best.keep(images, trajectory[:, 1:], errors)
-        return defect, errors
-
-    _, searches = anderson_solve(equation, run.x0, tol, max_iterations=max_sweeps, progress=progress)
-    return Solution(best.states, [search.residuals for search in searches], best.errors)
-
-
-class _BestRuns:
-    """Every image's run of the smallest round-trip error so far: states x[1..start] (B, start, ...), errors (B,)."""
-
-    def __init__(self, run: Run) -> None:
-        self.states = torch.stack([run.x0] * run.start, 1)
-        self.errors = torch.full((len(run.x0),), torch.inf, dtype=torch.float64)
-
-    def keep(self, images: Tensor, states: Tensor, errors: Tensor) -> None:
-        better = errors < self.errors[images]
-        self.errors[images[better]], self.states[images[better]] = errors[better], states[better]
-
-
 @dataclass(frozen=True)
 class InversionMethod:
-    """A method of `invert`: the function, and whether it promises the tolerance, so that a miss is a failure."""
+    """A method of `invert`.
+
+    exact: whether it promises the tolerance, so that a miss is a failure. measured: whether its round-trip error is
+    known; a method without it saves the rows of the measurement, and its reports say None.
+    """
 
     solve: Solve
     exact: bool
+    measured: bool = True
+
+    def __post_init__(self) -> None:
+        if self.exact and not self.measured:
+            raise ValueError("an exact method promises a tolerance, so its error has to be measured: measured=True")
 
 
 INVERSIONS: dict[str, InversionMethod] = {
     "joint": InversionMethod(solve_joint, exact=True),
     "defect": InversionMethod(solve_defect, exact=True),
     "naive": InversionMethod(solve_naive, exact=False),
+    "naive-unmeasured": InversionMethod(solve_naive, exact=False, measured=False),
     "frozen": InversionMethod(solve_frozen, exact=False),
 }
 

@@ -30,19 +30,31 @@ def newton_gmres(
     search: Search,
     *,
     max_evaluations: int,
+    measure: Callable[[Tensor], float] | None = None,
 ) -> Tensor:
     """Inexact Newton with backtracking for one image, J v by differences (Knoll and Keyes, J. Comput. Phys. 193, 2004).
 
     equation: x -> (g, residual), preconditioned: g is the plain iteration's step, so that its Jacobian is near 1.
-    search: the image's search. It judges every Newton iterate and gets the residual of every evaluation.
+    search: the image's search, which x has not solved. It judges every Newton iterate and gets the residual of every
+        evaluation.
+    measure: measure(x) -> the error that search.tol bounds, where that is not the residual. It is called for every
+        Newton iterate, and a call counts as an evaluation.
     Returns the solution, or the last iterate where the line search or the evaluations gave out.
     """
-    last = len(search.residuals) + max_evaluations
+    last = len(search.residuals) + max_evaluations - (measure is not None)  # one is kept for the last measurement
+    if last <= len(search.residuals):
+        return x
 
     def evaluate(x: Tensor) -> tuple[Tensor, float]:
         g, residual = equation(x)
         search.residuals.append(residual)
         return g.flatten().to("cpu", torch.float64), residual
+
+    def judge(x: Tensor, residual: float) -> None:
+        if measure is not None:
+            residual = measure(x)
+            search.residuals.append(residual)
+        search.judge(residual)
 
     def moved(direction: Tensor, length: float) -> Tensor:
         return x + (length * direction).to(x).view_as(x)
@@ -50,8 +62,7 @@ def newton_gmres(
     def slope(v: Tensor, spread: float) -> Tensor:
         return (evaluate(moved(v, spread))[0] - g) / spread
 
-    g, residual = evaluate(x)
-    search.judge(x, residual)
+    g, _ = evaluate(x)
     while not search.solved:
         if last - len(search.residuals) < 4:
             return x
@@ -76,7 +87,7 @@ def newton_gmres(
         else:
             return x
         x, g = trial, trial_g
-        search.judge(x, residual)
+        judge(x, residual)
     return x
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from .grids import Grid
 from .prediction import X0Fn, predict
-from .sampling import Progress, denoise, sample
+from .progress import Progress
+from .sampling import denoise, sample
 from .tables import StepTable
 
 
@@ -106,9 +107,9 @@ class Run:
 class Solution(NamedTuple):
     """What an inversion method found.
 
-    states: x[1..start], (B, start, ...). residuals: for every image one number per iteration, of what the method drives
-    to zero. errors: the round-trip errors, (B,) float64, of a method that has measured them on its way; `invert`
-    measures them for any other.
+    states: x[1..start], (B, start, ...). residuals: for every image one number per evaluation of the solve, of what the
+    method drives to zero. errors: the round-trip errors, (B,) float64, of a method that has measured them on its way;
+    `invert` measures them for any other.
     """
 
     states: Tensor

@@ -3,16 +3,16 @@ the package: inversion runs it too, downwards to measure and, on a reversed grid
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from .grids import Grid
 from .prediction import X0Fn, predict
+from .progress import Progress, watched
 from .tables import StepTable, add_weighted
 
-Progress = Callable[[Iterable[int]], Iterable[int]] | None
 Edit = Callable[[int, Tensor], Tensor] | None
 
 
@@ -38,7 +38,7 @@ def sample(
     history: D[start+1], D[start+2], ... of the run that this one continues, each like x, as far as the rows weigh them.
     edit: edit(i, x) -> x of the same shape and dtype, called on every state, i = start, ..., 0, before the network
         sees it. The states that are yielded are edited ones.
-    progress: wraps the loop's indices, e.g. tqdm.
+    progress: wraps the loop's indices, as progress(indices, "step"); tqdm is such a function.
     The loop draws no random numbers and keeps no gradients. The call itself raises ValueError for arguments that do not
     fit together, and where a row weighs a data prediction that is neither run nor given. The loop raises ValueError for
     an edit or a data prediction that changes shape or dtype, and FloatingPointError (naming i) when a data prediction
@@ -98,7 +98,7 @@ def _run(
 ) -> Iterator[tuple[int, Tensor, Tensor | None]]:
     data = history  # D[i], D[i+1], ..., no more of them than a row can weigh
     x = _edited(edit, start, x)
-    for i in progress(range(start, 0, -1)) if progress else range(start, 0, -1):
+    for i in watched(range(start, 0, -1), "step", progress):
         data = [predict(x0_fn, x, i), *data][: table.terms]
         yield i, x, data[0]
         a, weights = table.row(i)

@@ -147,10 +147,11 @@ def test_every_state_is_edited_once_before_the_network_sees_it():
     assert calls == [("edit", 2), ("run", 2), ("edit", 1), ("run", 1), ("edit", 0)]
 
 
-def test_progress_wraps_the_steps():
+def test_progress_wraps_the_steps_and_says_that_they_are_steps():
     steps = []
 
-    def progress(indices):
+    def progress(indices, counted):
+        assert counted == "step"
         for i in indices:
             steps.append(i)
             yield i

@@ -42,8 +42,23 @@ def to_latent_mask(mask: np.ndarray, grid: tuple[int, int]) -> torch.Tensor:
 
     A cell is inside if at least half of its area is, which keeps a mask inside another one there as well.
     """
-    area = _area_matrix(mask.shape[0], grid[0]) @ mask.astype(np.float64) @ _area_matrix(mask.shape[1], grid[1]).T
-    return torch.from_numpy(area >= 0.5 - 1e-9).float()[None]  # the margin: sums of fractions round
+    return (latent_shares(mask, grid) >= 0.5 - 1e-9).float()[None]  # the margin: sums of fractions round
+
+
+def soft_latent_mask(mask: np.ndarray, grid: tuple[int, int]) -> torch.Tensor:
+    """A bool mask (H, W) on the latent grid with soft edges, float32 (1, h, w) in [0, 1].
+
+    A cell's weight is the share of the mask in it and its eight neighbours, as far as these lie on the grid: so it is
+    one a cell inside the mask, and falls to zero a cell outside.
+    """
+    shares = latent_shares(mask, grid)[None]
+    return F.avg_pool2d(shares, kernel_size=3, stride=1, padding=1, count_include_pad=False).float()
+
+
+def latent_shares(mask: np.ndarray, grid: tuple[int, int]) -> torch.Tensor:
+    """The share of each latent cell's area that lies in a bool mask (H, W), float64 (h, w)."""
+    rows, columns = (_area_matrix(*lengths) for lengths in zip(mask.shape, grid, strict=True))
+    return torch.from_numpy(rows @ mask.astype(np.float64) @ columns.T)
 
 
 def canvas_of(model: Model, size: tuple[int, int]) -> tuple[int, int]:

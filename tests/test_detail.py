@@ -12,6 +12,7 @@ from composition import METHODS, Settings, compose
 from composition.blending import soft_mask
 from composition.canvas import from_canvas
 from composition.mini.demo import demo_request
+from composition.matching import grown
 from composition.placement import place
 from sd21 import load
 
@@ -28,7 +29,7 @@ def test_what_is_given_back_written_out():
         from_canvas(model.decode(latent[None])[0], (128, 128)) for latent in (encoded[0], encoded[1], seen[-1])
     )
     placement = place(one.background, one.obj, one.object_mask, one.user_mask)
-    soft = soft_mask(placement.object_mask, (3.0, 3.0))[..., None]  # a pixel of the canvas is one of the scan here
+    soft = soft_mask(grown(placement.object_mask, 3), 3.0)[..., None]  # a pixel of the canvas is one of the scan here
     expected = result + (placement.image - placed) * soft + (one.background.values() - background) * (1 - soft)
     rendered = one.background.render(expected, grayscale=True)
     assert np.abs(image.astype(int) - rendered).max() <= 1  # rounding to 8 bits may fall either way
@@ -37,15 +38,13 @@ def test_what_is_given_back_written_out():
 def test_a_soft_mask_is_the_gaussian_of_the_mask():
     mask = np.zeros((64, 80), dtype=bool)
     mask[:, 40:] = True
-    soft = soft_mask(mask, (3.0, 4.0))
-    assert soft.dtype == np.float32 and (soft == soft[:1]).all()  # the mask goes on beyond the upper and lower border
-    middles = np.arange(80) - 39.5
-    expected = torch.special.ndtr(torch.from_numpy(middles / 4)).numpy()
+    soft = soft_mask(mask, 4.0)
+    assert soft.dtype == np.float32 and np.ptp(soft, axis=0).max() < 1e-6  # the mask goes on beyond both borders
+    expected = torch.special.ndtr(torch.from_numpy((np.arange(80) - 39.5) / 4)).numpy()
     # Sums over pixels for integrals, cut off at 3.5 sigma: some 1e-3.
     np.testing.assert_allclose(soft[0], expected, atol=2e-3)
-    one_pixel = soft_mask(mask, (0.0, 0.0))
-    assert np.array_equal(one_pixel, mask)
-    assert soft_mask(np.ones((3, 3), bool), (5.0, 5.0)).min() == pytest.approx(1)
+    assert soft_mask(mask.T, 4.0).T == pytest.approx(soft)
+    assert soft_mask(np.ones((3, 3), bool), 5.0).min() == pytest.approx(1)
 
 
 @pytest.mark.parametrize("method", ["blended", "published"])
@@ -87,7 +86,7 @@ def test_detail_goes_with_every_preserve(preserve):
     one = sample(128, 128)
     image = run(FakeModel(), one, Settings(preserve=preserve, preserve_background_until=0)).image
     far = np.ones_like(one.user_mask)
-    far[30 - 16 : 80 + 16, 40 - 16 : 100 + 16] = False  # a latent cell and more around the user mask
+    far[30 - 24 : 80 + 24, 40 - 24 : 100 + 24] = False  # three latent cells around the user mask: the soft masks' reach
     assert np.abs(image[far].astype(int) - one.background.pixels[far]).max() <= 1
 
 

@@ -68,7 +68,7 @@ def compose(
     on_state: called with every (i, x[i], D[i]) of the composition's run, i = start..0, as the network saw them, each
         (1, C, h, w) and in tf-icon (3, C, h, w); D[0] is None. A method without a run (copy-paste) never calls it.
     keep_trajectories: leave the inverted trajectories in the result.
-    progress: wraps the solvers' loops, e.g. tqdm.
+    progress: progress(iterable, what it counts) wraps the solvers' loops, e.g. tqdm.
     Before the network runs, raises TypeError for arguments of another type and for a method that does not exist, and
     ValueError (PlacementError for masks and for what cannot be placed) for values that do not fit; later
     solvers.InversionError for a scan that missed the tolerance.

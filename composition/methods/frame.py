@@ -21,10 +21,11 @@ from solvers import sample as sampling_run
 from .. import prompts
 from ..blending import DETAIL_SIGMA, preserve_pixels, soft_mask
 from ..calls import Call, model_prediction, named
-from ..canvas import canvas_image, from_canvas, to_latent_mask
+from ..canvas import canvas_image, from_canvas, soft_latent_mask, to_latent_mask
 from ..focus import Window, choose_window
 from ..inversions import Trajectory, inversion_key, invert_latents
 from ..metrics.label_truth import measure_label
+from ..matching import grown
 from ..model import Model
 from ..placement import Placement, Sample, check_masks, place
 from ..scans.errors import PlacementError
@@ -47,10 +48,9 @@ class Frame:
     Made from these: table, the solver's on the whole grid; token, the exceptional prompt's; window, the part of the
     background that the network sees, and seen, the sample whose background is that part; placement, in the window's
     pixels; background and obj, images (1, 3, h, w) in [-1, 1], where obj is the placed object with its tissue; m_obj
-    and m_user, masks
-    (1, 1, h / 8, w / 8) of zeros and ones on the latent grid. rows, seconds, inversion, reused and trajectories are
-    what the method has spent and found so far, as Composition has them; keys are those under which the trajectories are
-    kept.
+    and m_user, masks (1, 1, h / 8, w / 8) of zeros and ones on the latent grid, and m_held, the object's with soft
+    edges. rows, seconds, inversion, reused and trajectories are what the method has spent and found so far, as
+    Composition has them; keys are those under which the trajectories are kept.
 
     Raises PlacementError for what cannot be placed or is too small for the latent grid, ValueError for a token that the
     model does not have, a start beyond the grid, and a table that does not fit it; the network has not run then.
@@ -75,6 +75,7 @@ class Frame:
     obj: torch.Tensor = field(init=False)
     m_obj: torch.Tensor = field(init=False)
     m_user: torch.Tensor = field(init=False)
+    m_held: torch.Tensor = field(init=False)
     rows: dict[str, int] = field(init=False, default_factory=lambda: {"inversion": 0, "composition": 0})
     seconds: dict[str, float] = field(init=False, default_factory=dict)
     inversion: dict[str, InversionReport] = field(init=False, default_factory=dict)
@@ -106,6 +107,7 @@ class Frame:
             to_latent_mask(mask, cells)[None].to(model.device)
             for mask in (self.placement.object_mask, self.placement.user_mask)
         )
+        self.m_held = soft_latent_mask(self.placement.object_mask, cells)[None].to(model.device)
         if not self.m_obj.any():
             raise PlacementError(
                 f"the object covers {self.placement.object_mask.sum()} pixels of {sample.background.name}, less than "
@@ -162,7 +164,14 @@ class Frame:
             latents = self.encode(*(images[name] for name in group))
             with self.timed("inversion"):
                 inverted = invert_latents(
-                    self.model, latents, self.token, settings, grid, self.solver, images=group, progress=self.progress
+                    self.model,
+                    latents,
+                    self.token,
+                    settings,
+                    grid,
+                    self.solver,
+                    images=group,
+                    progress=self.progress_of("inversion"),
                 )
             for name, trajectory in zip(group, inverted, strict=True):
                 found[keys[name]] = known[keys[name]] = trajectory
@@ -224,7 +233,8 @@ class Frame:
         """
         run = self.grid if history else self.grid.until(start)
         table = self.table if history else self.solver(run)
-        states = sampling_run(x, run, table, x0_fn, start=start, history=history, edit=edit, progress=self.progress)
+        progress = self.progress_of("composition")
+        states = sampling_run(x, run, table, x0_fn, start=start, history=history, edit=edit, progress=progress)
         for i, x, x0 in states:
             if self.on_state is not None:  # copies, so that nobody changes the run in place
                 self.on_state(i, x.clone(), None if x0 is None else x0.clone())
@@ -260,13 +270,13 @@ class Frame:
 
             r(placed) * S + r(background) * (1 - S),    r(image) = image - decode(encode(image))
 
-        S is the object's mask, blurred by DETAIL_SIGMA pixels of the canvas. All is taken in the background's own
-        pixels, so that it holds what the canvas loses as well.
-        of_object: False leaves r(placed) out, and S is then the user mask's.
+        S is the object's mask, grown and then blurred by DETAIL_SIGMA pixels of the canvas, so that the tumour's own
+        rim comes with it. All is taken in the background's own pixels, so that it holds what the canvas loses as well.
+        of_object: False leaves r(placed) out, and S is then the user mask's, not grown.
         """
         sigma = DETAIL_SIGMA / self.window.zoom
-        mask = self.placement.object_mask if of_object else self.placement.user_mask
-        soft = soft_mask(mask, (sigma, sigma))[..., None]
+        mask = grown(self.placement.object_mask, round(sigma)) if of_object else self.placement.user_mask
+        soft = soft_mask(mask, sigma)[..., None]
         lost = (self.seen.background.values() - self._autoencoded("background")) * (1 - soft)
         return lost + (self.placement.image - self._autoencoded("object")) * soft if of_object else lost
 
@@ -319,6 +329,12 @@ class Frame:
     def _own_trajectories(self) -> dict[str, Trajectory]:
         """Copies, so that nobody changes a kept trajectory in place."""
         return {name: replace(each, states=each.states.clone()) for name, each in self.trajectories.items()}
+
+    def progress_of(self, stage: str) -> Callable | None:
+        """What wraps the solvers' loops in this stage, and says of it what they count: "inversion, sweep"."""
+        if self.progress is None:
+            return None
+        return lambda items, counted: self.progress(items, f"{stage}, {counted}")
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:

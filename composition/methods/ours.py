@@ -58,5 +58,5 @@ def denoise_composite(
     settings, start = frame.settings, frame.settings.start
     x = compose_states(x_obj[start], x_bg[start], frame.m_obj)
     until = settings.preserve_background_until
-    edit = preserve_states(x_bg, x_obj, frame.m_user, frame.m_obj, start, until, object_until)
+    edit = preserve_states(x_bg, x_obj, frame.m_user, frame.m_held, start, until, object_until)
     return frame.denoise(x, frame.text_prediction(), start, history=history, edit=edit)

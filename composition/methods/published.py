@@ -45,5 +45,5 @@ def denoise_again(frame: Frame, x: torch.Tensor) -> torch.Tensor:
     """The states x[0..T] of the runs from x[T] of background and object (2, C, h, w), under the exceptional prompt:
     (T + 1, 2, C, h, w)."""
     x0_fn = frame.exceptional_prediction(("background", "object"))
-    states = [x for _, x, _ in sample(x, frame.grid, frame.table, x0_fn, progress=frame.progress)]
+    states = [x for _, x, _ in sample(x, frame.grid, frame.table, x0_fn, progress=frame.progress_of("inversion"))]
     return torch.stack(states[::-1])

@@ -48,7 +48,8 @@ class AndersonMixing:
         x_mixed, g_mixed = self.x[-1], self.g[-1]
         if len(self.x) > 1:
             dx, dg = torch.stack(self.x, 1).diff(dim=1), torch.stack(self.g, 1).diff(dim=1)
-            scale = dg.norm(dim=0).clamp_min(torch.finfo(torch.float64).tiny)  # columns shrink as the solve converges
+            scale = dg.norm(dim=0)  # columns shrink as the solve converges
+            scale[scale == 0] = 1  # where rounding has left the step as it was
             gamma = torch.linalg.lstsq(dg / scale, g_mixed[:, None], rcond=1e-12, driver="gelsd").solution[:, 0] / scale
             x_mixed, g_mixed = x_mixed - dx @ gamma, g_mixed - dg @ gamma
         return (x_mixed - damping * g_mixed).to(x).view_as(x)
@@ -99,7 +100,12 @@ class Search:
 
 
 def anderson_solve(
-    equation: Equation, x: Tensor, tol: float, *, max_steps: int, progress: Progress = None
+    equation: Equation,
+    x: Tensor,
+    tol: float,
+    *,
+    max_steps: int,
+    progress: Progress = None,
 ) -> tuple[Tensor, list[Search]]:
     """Solve `equation` from x (B, ...) for a batch of images; one that is solved or stalls leaves the batch.
 

@@ -11,8 +11,8 @@ from fake_model import FakeModel
 from composition import METHODS, Settings, compose
 from composition.blending import soft_mask
 from composition.canvas import from_canvas
-from composition.mini.demo import demo_request
 from composition.matching import grown
+from composition.mini.demo import demo_request
 from composition.placement import place
 from sd21 import load
 

@@ -107,21 +107,21 @@ def test_the_calls_of_the_network_name_every_image():
 def test_a_miss_raises_with_the_reports_or_returns_when_told():
     grid, solver, x0_fn = problem()
     with pytest.raises(InversionError, match=r"joint: 0 of 8 images below a round-trip error of 1\.0e-12") as caught:
-        invert(IMAGES, grid, solver, x0_fn, start=6, tol=1e-12, max_sweeps=3)
+        invert(IMAGES, grid, solver, x0_fn, start=6, tol=1e-12, max_sweeps=1)
     reports = caught.value.reports
-    assert [report.sweeps for report in reports] == [3] * 8
+    assert [report.sweeps for report in reports] == [1] * 8
     assert all(not report.converged and report.error > 1e-12 for report in reports)
     worst = max(range(8), key=lambda image: reports[image].error)
     assert f"worst {reports[worst].error:.1e} (image {worst}, {reports[worst].rows} rows)" in str(caught.value)
     assert pickle.loads(pickle.dumps(caught.value)).reports == reports  # it may have to leave a worker process
-    inversion = invert(IMAGES, grid, solver, x0_fn, start=6, tol=1e-12, max_sweeps=3, on_failure="return")
+    inversion = invert(IMAGES, grid, solver, x0_fn, start=6, tol=1e-12, max_sweeps=1, on_failure="return")
     error = round_trip_errors(inversion.states, grid, solver, x0_fn)
     torch.testing.assert_close(inversion.errors, error, rtol=0, atol=1e-14)  # as above: another batch size
     assert error.max() < invert(IMAGES, grid, solver, x0_fn, start=6, method="naive").errors.max()
 
 
 @pytest.mark.parametrize("method", ["joint", "defect"])
-@pytest.mark.parametrize("max_sweeps", [0, 1, 5])
+@pytest.mark.parametrize("max_sweeps", [0, 1, 3])
 def test_the_cap_on_sweeps_bounds_the_rows(method, max_sweeps):
     """Every iterate is measured on the way: up and down once for each of them, and for the naive inversion before."""
     grid, solver, x0_fn = problem()

@@ -24,8 +24,8 @@ from ..calls import Call, model_prediction, named
 from ..canvas import canvas_image, from_canvas, soft_latent_mask, to_latent_mask
 from ..focus import Window, choose_window
 from ..inversions import Trajectory, inversion_key, invert_latents
-from ..metrics.label_truth import measure_label
 from ..matching import grown
+from ..metrics.label_truth import measure_label
 from ..model import Model
 from ..placement import Placement, Sample, check_masks, place
 from ..scans.errors import PlacementError

@@ -2,6 +2,10 @@
 
     python tests/benchmarks/inversion.py [--model small|mini|FOLDER] [--images 4] [--steps 20] [--starts 6,20]
         [--solver dpm_solver_pp_2m]
+    python tests/benchmarks/inversion.py --scans ../shared/data [--images 16] [--max-sweeps 20]
+
+The second form inverts held-out scans through the small checkpoint, to start = 6, as compositions do: --images of each
+modality, half of them backgrounds and half of them scans with a tumour.
 
 An error is that of the worst image's round trip through the unmodified sampler, from x[start] alone. Rows are those
 that an image takes through the network: a guided evaluation counts two, and the measured round trips count. Time is in
@@ -37,7 +41,8 @@ from solvers import (  # noqa: E402
     time_uniform,
 )
 
-METHODS = sorted(INVERSIONS, key=lambda name: INVERSIONS[name].exact)  # naive first, whose time is the unit
+# naive first, whose time is the unit
+METHODS = sorted((name for name in INVERSIONS if INVERSIONS[name].measured), key=lambda name: INVERSIONS[name].exact)
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -71,6 +76,33 @@ def belm_rows(x0, grid, x0_fn, start):
     return seconds, {name: relative_by_image(x, x0).max() for name, x in results.items()}
 
 
+def print_scans(folder, count, max_sweeps):
+    """Rows, errors and the number that converged, for held-out scans of both modalities at two tolerances."""
+    import sd21
+    from composition import exceptional_context, latents_of, read_scan
+    from composition.datasets import read_br35h, read_busi
+    from composition.mini.pairs import held_out_part
+    from sd21.training.data import held_out_names
+
+    model = sd21.load("mini", device="cpu")
+    grid = time_uniform(NoiseSchedule.from_alphas_cumprod(model.alphas_cumprod), 20)
+    x0_fn = data_prediction(model.unet, grid, model.prediction_type, exceptional_context(model))
+    print("| scans | tolerance | method | converged | error: median, worst | rows: median, worst |")
+    print("|---" * 6 + "|")
+    for name, read in (("br35h", read_br35h), ("busi", read_busi)):
+        part = held_out_part(read(folder / name), held_out_names())
+        paths = part.backgrounds[: count // 2] + [obj.path for obj in part.objects[: count // 2]]
+        latents = [latents_of(model, read_scan(path)) for path in paths]
+        for tol in (5e-2, 1e-3):
+            for method in METHODS:
+                how = {"start": 6, "method": method, "tol": tol, "max_sweeps": max_sweeps, "on_failure": "return"}
+                reports = [invert(x0, grid, SOLVERS["dpm_solver_pp_2m"], x0_fn, **how).reports[0] for x0 in latents]
+                errors, rows = (torch.tensor([getattr(one, of) for one in reports]) for of in ("error", "rows"))
+                converged = f"{sum(one.converged for one in reports)}/{len(reports)}"
+                figures = f"{errors.median():.1e}, {errors.max():.1e} | {rows.median()}, {rows.max()}"
+                print(f"| {len(reports)} {name} | {tol:.0e} | {method} | {converged} | {figures} |", flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="small")
@@ -81,7 +113,11 @@ def main():
     parser.add_argument("--scales", default="1,2.5,5")
     parser.add_argument("--dtypes", default="float32,float64")
     parser.add_argument("--max-sweeps", type=int, default=100)
+    parser.add_argument("--scans", type=Path, help="the folder that holds br35h and busi")
     options = parser.parse_args()
+    if options.scans:
+        print_scans(options.scans, options.images, options.max_sweeps)
+        return
     print(
         f"{options.model} UNet, {options.images} images, {options.solver} on time_uniform({options.steps}); torch "
         f"{torch.__version__}, {torch.get_num_threads()} threads, {platform.processor() or platform.machine()}\n"

@@ -16,7 +16,7 @@ from .placement import Sample, bounding_box
 from .scans.images import Scan
 
 # A target whose shorter side spans fewer latent cells of the whole scan than this is too small to be drawn there.
-FEW_CELLS = 6.0
+FEW_CELLS = 4.0
 # A window is at least this share of the network's own size, which enlarges a scan's pixels four times at most.
 LEAST_WINDOW = 1 / 4
 
@@ -86,7 +86,7 @@ class Window:
 
 
 def choose_window(
-    user_mask: np.ndarray, image_size: int, factor: int, *, focus: str = "scan", context: float = 3.0
+    user_mask: np.ndarray, image_size: int, factor: int, *, focus: str = "scan", context: float = 4.0
 ) -> Window:
     """The part of a scan that the network sees.
 

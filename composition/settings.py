@@ -121,7 +121,7 @@ class Settings:
         ("auto", "scan", "window"),
     )
     context: float = _setting(
-        3.0, "the side of the window of `focus`, in multiples of the longer side of the target's bounding box"
+        4.0, "the side of the window of `focus`, in multiples of the longer side of the target's bounding box"
     )
 
     detail: bool | None = _setting(

@@ -34,8 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except InversionError as error:
-        advice = "Options: --tolerance, --start, --grid log_snr, --lower-order-final"
-        print(f"error: {error}. {advice}; --inversion naive goes on, and records its error", file=sys.stderr)
+        advice = "Options: --max-sweeps, --tolerance, --start, --grid log_snr, --lower-order-final"
+        print(f"error: {error}. {advice}; --on-failure return takes the best that was found", file=sys.stderr)
         return 1
 
 

@@ -95,7 +95,7 @@ def test_steps_are_added_alone_and_taken_away_alone():
     assert (lines["published"].method, lines["published"].settings) == ("published", paper)
     assert (lines["paper"].name, lines["paper"].settings) == ("paper", paper)
     assert (lines["ours"].name, lines["ours"].settings) == ("ours", ours)
-    fields = ("preserve_object_until", "detail", "match", "focus")
+    fields = ("preserve_background_until", "preserve_object_until", "detail", "match", "focus")
     for field, with_it, without_it in zip(fields, added, taken, strict=True):
         assert differing(lines[with_it].settings, paper) == {field} == differing(lines[without_it].settings, ours)
         assert getattr(lines[with_it].settings, field) == getattr(ours, field)

@@ -75,7 +75,7 @@ def test_run_from_files_to_files(scans, tmp_path):
     assert record["inputs"]["object"] == {"file": "s2.png", "sha256": sha256(scans / "s2.png")}
     assert (record["prompt"], record["user_box"]) == ("a tumour", [20, 12, 40, 32])
     assert (record["dtype"], record["device"]["type"]) == ("float32", "cpu")
-    assert record["rows"] == {"inversion": 12, "composition": 4}  # up to 3 and a round trip, twice; 2 guided steps
+    assert record["rows"] == {"inversion": 8, "composition": 4}  # up to 2 and a round trip, twice; 2 guided steps
     assert set(record["seconds"]) == {"load", "encode", "inversion", "composition", "decode"}
     assert set(record["versions"]) >= {"python", "torch", "transformers"}
 
@@ -190,9 +190,15 @@ def test_a_model_that_is_not_there(scans, tmp_path, capsys):
 
 def test_an_inversion_that_misses_its_tolerance(scans, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sd21, "load", lambda *_, **__: FakeModel(64))
-    assert cli.main([*command(scans, tmp_path / "out", tolerance=1e-12), "-q"]) == 1
+    asked = [*command(scans, tmp_path / "out", tolerance=1e-12), "-q"]
+    assert cli.main([*asked, "--on-failure", "raise"]) == 1
     error = capsys.readouterr().err
-    assert error.startswith("error: joint: 0 of 2 images below") and "--inversion naive" in error
+    assert error.startswith("error: joint: 0 of 2 images below") and "--max-sweeps" in error
+    assert not (tmp_path / "out" / "record.json").exists()
+    assert cli.main(asked) == 0  # by default the best that was found, whose error is said
+    assert "above the tolerance" in capsys.readouterr().err
+    reports = json.loads((tmp_path / "out" / "record.json").read_text())["inversion"].values()
+    assert all(report["converged"] is False and report["error"] > 1e-12 for report in reports)
 
 
 def test_a_manifest_that_is_not_there(tmp_path, capsys, no_model):

@@ -150,7 +150,7 @@ def test_columns_look_where_their_definitions_say():
     assert before["lpips_bg"] == 0 and before["psnr_bg"] == math.inf and before["ssim_bg"] == pytest.approx(1, abs=1e-9)
     label = {"correlation", "grey_shift"}
     for pixel, moved in {
-        (20, 20): {"lpips_fg", "clip_text", "clip_image", "psnr_fg", "ssim_fg", *label},  # inside the object
+        (20, 20): {"lpips_fg", "clip_text", "clip_image", "psnr_fg", "psnr_object", "ssim_fg", *label},  # in the object
         (25, 27): {"lpips_fg", "clip_text", "clip_image", "psnr_fg", "ssim_fg"},  # the user mask's last pixel
         (12, 12): {"lpips_bg", "lpips_fg", "clip_text", "clip_image", "psnr_bg", "psnr_fg", "ssim_fg", "ssim_bg"},
         (2, 35): {"lpips_bg", "clip_text", "psnr_bg", "ssim_bg"},  # outside

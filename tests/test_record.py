@@ -37,8 +37,10 @@ def test_a_record_says_what_the_sample_is_not_in_which_order_samples_were_made(c
 
 def test_a_record_says_whether_a_pixel_may_be_a_scans_own(composed):
     sample, first, _ = composed
-    assert record.results(first)["decoded"] is True
-    for changes in ({"settings": Settings(preserve="pixels")}, {"method": "copy-paste"}):
+    assert record.results(first)["decoded"] is False  # with its detail
+    assert record.results(compose(FakeModel(64), *sample, Settings.paper()))["decoded"] is True
+    pixels, window = Settings.paper(preserve="pixels"), Settings.paper(focus="window", context=1.2)
+    for changes in ({"settings": pixels}, {"settings": window}, {"method": "copy-paste"}):
         assert record.results(compose(FakeModel(64), *sample, **changes))["decoded"] is False
 
 

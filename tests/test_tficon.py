@@ -210,7 +210,7 @@ def test_nothing_is_kept_from_one_layer_to_the_next(monkeypatch):
 @pytest.mark.parametrize(("tau_b", "last", "rows"), [(0, 21, 2 * 20), (0.5, 12, 2 * 20 + 8)])
 def test_without_injection_it_is_the_plain_composition_of_eq_7_with_eq_9(tau_b, last, rows):
     """last: the last state that is rectified. rows: of text, null and, for the steps 20 to 13, the background."""
-    model, one, settings = FakeModel(pull=0.2), sample(128, 128), Settings()
+    model, one, settings = FakeModel(pull=0.2), sample(128, 128), Settings.paper()
     grid, table = run_of(model, settings)
     encoded, m_obj, m_user = latents(model, one)
     x_bg, x_obj = (states[20] for states in inverted(model, encoded[:2], Settings(inversion="naive"), 20))

@@ -12,8 +12,8 @@ from .limits import Limits
 def cautions(composition: Composition) -> list[str]:
     """Sentences on what is doubtful; an empty list where all is well.
 
-    They tell of a label that falls short of the default limits, a contrast that nobody can measure, a window that is
-    enlarged, and an inversion that missed its tolerance.
+    They tell of a label that falls short of the default limits, a contrast that nobody can measure, greys that could
+    not be matched, a window that is enlarged, and an inversion that missed its tolerance.
     """
     label, window = composition.label, composition.window
     said = list(Limits().broken(label).values())
@@ -22,6 +22,8 @@ def cautions(composition: Composition) -> list[str]:
         if label.contrast_own is not None and label.contrast_composite is not None:
             why = f"it is {label.contrast_own:+.1f} grey levels of 255 there, less than {LEAST_OWN_CONTRAST:g}"
         said.append(f"nobody can say whether the tumour keeps the contrast of its own scan, since {why}: look at it")
+    if composition.match.why is not None:
+        said.append(f"the object's grey values were not matched to the tissue around it: {composition.match.why}")
     if window.zoom > 1 and not window.covers(composition.sample.background):
         height, width = window.size
         said.append(

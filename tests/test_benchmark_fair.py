@@ -23,7 +23,7 @@ from composition.settings import PAPER, Settings
 
 DEFAULTS = Settings(inversion="naive")
 SHOWN = ("copy-paste", "blended", "ours")
-STEPS = ("object held", "detail", "match", "focus")
+STEPS = ("background held", "object held", "detail", "match", "focus")
 OF_OBJECT = ("psnr_fg", "ssim_fg")  # these compare with the placed object
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from composition import Scan, Settings
 from composition.focus import Window
+from composition.matching import Match
 from composition.metrics.label_truth import LabelTruth
 from composition.runs.cautions import cautions
 from composition.runs.limits import Limits
@@ -87,13 +88,17 @@ def test_numbers_of_numpy_are_kept_as_pythons():
     assert (type(limits.min_contrast), type(limits.min_cells)) == (float, int)
 
 
-def composed(label=TRUE, window=None, reports=()):
+def composed(label=TRUE, window=None, reports=(), match=None):
     """What `cautions` reads of a composition on a scan of 100 x 200 pixels."""
     window = window or Window((0, 100), (0, 200), 12.0, 5.0)
     background = Scan(np.arange(20_000, dtype=np.uint16).reshape(100, 200))
     inversion = {name: SimpleNamespace(**report) for name, report in reports}
     return SimpleNamespace(
-        label=label, window=window, sample=SimpleNamespace(background=background), inversion=inversion
+        label=label,
+        window=window,
+        sample=SimpleNamespace(background=background),
+        inversion=inversion,
+        match=match or Match("contrast", gain=1.2),
     )
 
 
@@ -114,6 +119,8 @@ def test_what_run_warns_of():
         assert "since one of the two scans has no tissue around it: look at it" in said
     (said,) = cautions(composed(window=Window((0, 80), (10, 110), 9.0, 2.56)))
     assert said.startswith("the network sees a window of 100x80 pixels, enlarged 2.6 times")
+    (said,) = cautions(composed(match=Match("contrast", why="the ring around the object in its own scan is tiny")))
+    assert said.startswith("the object's grey values were not matched") and said.endswith("own scan is tiny")
 
 
 @pytest.mark.parametrize(

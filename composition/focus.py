@@ -10,14 +10,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .blending import preserve_pixels
+from .blending import blend_pixels
 from .canvas import canvas_size
 from .placement import Sample, bounding_box
 from .scans.images import Scan
 
-# A target whose shorter side spans fewer latent cells of the whole scan than this is too small to be drawn there.
+# A target whose shorter side spans fewer latent cells of the whole scan than this is too small to be drawn there. At a
+# third of their size (2.5 cells in the median) the objects of 24 pairs lie 23 and 28 dB from the placed ones on the
+# whole scan, one loses its contrast, and they lie 35 dB off in a window; at their own size both do, and the window's
+# sharper edge shows more (benchmark/evidence/focus.md).
 FEW_CELLS = 4.0
-# A window is at least this share of the network's own size, which enlarges a scan's pixels four times at most.
+# A window is at least this share of the network's own size, which enlarges a scan's pixels four times at most, unless
+# the scan itself is smaller.
 LEAST_WINDOW = 1 / 4
 
 
@@ -63,35 +67,35 @@ class Window:
         if self.covers(background):
             return image
         whole = background.pixels
-        if whole.ndim < image.ndim:
-            whole = np.repeat(whole[..., None], 3, axis=2)
-        whole = whole.copy()
-        whole[self.part] = image
-        inside = np.zeros(background.size, dtype=bool)
-        inside[self.part] = True
+        whole = np.repeat(whole[..., None], 3, axis=2) if whole.ndim < image.ndim else whole.copy()
+        whole[self.part] = blend_pixels(image, whole[self.part], self._edge_weight(user_mask))
+        return whole
+
+    def _edge_weight(self, user_mask: np.ndarray) -> np.ndarray:
+        """float64 (h, w): 1 but at those edges of the window that are not the scan's own, where it falls to 0."""
         x0, y0, x1, y1 = bounding_box(user_mask)
-        height, width = background.size
-        (top, bottom), (left, right) = self.rows, self.columns
-        margins = [
-            margin
-            for margin, cut in (
-                (y0 - top, top > 0),
-                (bottom - y1, bottom < height),
-                (x0 - left, left > 0),
-                (right - x1, right < width),
-            )
-            if cut
-        ]
-        return preserve_pixels(background, whole, inside, min(margins) // 2)
+        depths, margins = [], []
+        for (start, stop), (first, last), length in zip(
+            (self.rows, self.columns), ((y0, y1), (x0, x1)), user_mask.shape, strict=True
+        ):
+            depth = np.full(stop - start, np.inf)
+            if start > 0:
+                depth = np.minimum(depth, np.arange(1, stop - start + 1))
+                margins.append(first - start)
+            if stop < length:
+                depth = np.minimum(depth, np.arange(stop - start, 0, -1))
+                margins.append(stop - last)
+            depths.append(depth)
+        return np.minimum(np.minimum.outer(*depths) / (min(margins) // 2 + 1), 1.0)
 
 
 def choose_window(
-    user_mask: np.ndarray, image_size: int, factor: int, *, focus: str = "scan", context: float = 4.0
+    user_mask: np.ndarray, image_size: int, factor: int, *, focus: str = "scan", focus_context: float = 4.0
 ) -> Window:
     """The part of a scan that the network sees.
 
     user_mask: bool (H, W), the target. image_size, factor: the network's size in pixels, and its pixels per latent.
-    focus: "scan" for the whole scan; "window" for a square around the target's bounding box, `context` times its
+    focus: "scan" for the whole scan; "window" for a square around the target's bounding box, `focus_context` times its
     longer side and at least LEAST_WINDOW of the network's size; "auto" for the window where the target's shorter side
     spans fewer than FEW_CELLS latent cells of the whole scan. A window that would reach beyond the scan is moved back
     onto it, and one that is wider or taller than the scan ends where the scan does.
@@ -109,7 +113,7 @@ def choose_window(
     whole = window((0, height), (0, width))
     if focus == "scan" or (focus == "auto" and whole.cells >= FEW_CELLS):
         return whole
-    side = round(max(context * longer, LEAST_WINDOW * image_size))
+    side = round(max(focus_context * longer, LEAST_WINDOW * image_size))
     return window(_around(y0, y1, side, height), _around(x0, x1, side, width))
 
 

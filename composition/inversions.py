@@ -2,9 +2,9 @@
 
 The key stands beside the inversion, because it must hold all that the inversion depends on: the scan as it lies on the
 canvas, the model, the run that inverts it and the settings of the inversion, and nothing else. So a background that
-takes many tumours is inverted for the first of them alone, and neither it nor a tumour in its place is inverted again
-for another prompt, guidance or tau. A method looks both up in any mapping from `inversion_key` to `Trajectory`; a dict
-keeps them in memory.
+takes many tumours is inverted for the first of them alone, if the network sees the whole of it, and neither it nor a
+tumour in its place is inverted again for another prompt, guidance or tau. A method looks both up in any mapping from
+`inversion_key` to `Trajectory`; a dict keeps them in memory.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ NOT_KEYED = frozenset(
         # tables on it, and the token.
         *("steps", "grid", "solver", "lower_order_final", "start", "history", "exceptional_token"),
         # What these do to a scan before it is inverted is in the key as the image on the canvas.
-        *("fit", "match", "focus", "context"),
+        *("fit", "match", "focus", "focus_context"),
         # These act after the inversion.
         *("preserve_background_until", "preserve_object_until", "guidance_scale", "detail", "preserve", "feather"),
     }

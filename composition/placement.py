@@ -18,8 +18,11 @@ from .matching import Match
 from .scans.errors import PlacementError
 from .scans.images import Scan, check_scan, described
 
-# The scale of an object that has to fit inside an irregular mask is found to 1 part in 4096.
-SCALE_HALVINGS = 12
+# An object that has to fit inside an irregular mask may lose this share of itself there: a mask drawn by hand has a
+# ragged edge, and one with a hole of a pixel would else halve the object.
+SHARE_OUTSIDE = 0.01
+# Its scale is looked for from the box's down, in such steps to this smallest one, and then between two of them.
+SCALE_STEP, SMALLEST_SCALE, HALVINGS = 0.95, 0.1, 6
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no plain equality
@@ -62,7 +65,7 @@ class Placement:
     matched as `match` says.
     object_mask, user_mask: bool (H, W); object_mask is the moved mask inside user_mask, the label of the result.
     scale, shift: the map; a point (x, y) of the object's scan, in pixels, goes to scale * (x, y) + shift.
-    clipped: share of the moved mask that lay outside user_mask, or off the scan, and was cut away.
+    clipped: share of the moved mask that lay outside user_mask and was cut away. match: how greys were matched.
     """
 
     image: np.ndarray
@@ -85,15 +88,15 @@ def place(
 ) -> Placement:
     """Scale and move the object into the user mask, aspect kept, and match its grey values to the tissue there.
 
-    fit: "box" fits the bounding box of the object's mask to the user mask's, centred; "inside" makes the object no
-    larger than its whole mask fits into the user mask, as near to the middle of its box as it can lie. Where the box's
-    fit cuts nothing off, both are the same. match: a name of matching.MATCHES, or "none".
+    fit: "box" fits the bounding box of the object's mask to the user mask's, centred; "inside" makes it smaller until
+    all of it, but for SHARE_OUTSIDE, lies in the user mask, as near to the middle of its box as it can. Where the box's
+    fit cuts no more off, both are the same. match: a name of matching.MATCHES, or "none".
 
     The whole object scan moves with its mask, so that the tumour keeps the tissue around it; where that scan ends, the
     background goes on. (TF-ICON scales the whole object image to the box, and pads with black.) What would lie beyond
     the background is cropped. The moved mask is the area-weighted one, inside from one half on; it is cut to the user
     mask, which need not be a box, since Eq. 9 would put background there.
-    Scans whose values have one physical scale are never matched, because their values mean something.
+    A scan whose values have a physical scale is never matched, nor matched to, because its values mean something.
 
     Raises PlacementError for masks that are no bool arrays of their scan's size, or empty, or where nothing of the
     object is left inside the user mask.
@@ -101,7 +104,7 @@ def place(
     check_masks(background, obj, object_mask, user_mask)
     scale, shift = _box_fit(object_mask, user_mask)
     moved = _moved_mask(background.size, object_mask, scale, shift)
-    if fit == "inside" and (moved & ~user_mask).any():
+    if fit == "inside" and (moved & ~user_mask).sum() > SHARE_OUTSIDE * moved.sum():
         scale, shift = _inside_fit(object_mask, user_mask, scale) or (scale, shift)
         moved = _moved_mask(background.size, object_mask, scale, shift)
     inside = moved & user_mask
@@ -111,8 +114,8 @@ def place(
             "pixels, none of them inside; use a larger user mask, or one that covers the middle of its bounding box"
         )
     image, values = background.values(), obj.values()
-    if background.unit is not None and background.unit == obj.unit:
-        matched = Match("none", why=f"the values of both scans are in {obj.unit}")
+    if unit := background.unit or obj.unit:
+        matched = Match("none", why=f"the values are in {unit}" if match != "none" else None)
     else:
         matched = matching.match(image, inside, values, object_mask, match)
     _paste(image, matched.apply(values), scale, shift)
@@ -147,16 +150,23 @@ def _box_fit(object_mask: np.ndarray, user_mask: np.ndarray) -> tuple[float, tup
 def _inside_fit(
     object_mask: np.ndarray, user_mask: np.ndarray, largest: float
 ) -> tuple[float, tuple[float, float]] | None:
-    """The largest scale below `largest` at which the object's whole mask lies in the user mask, and the shift to where
-    it lies nearest to the middle of the user mask's box. None where no scale was found."""
-    found, low, high = None, 0.0, largest
-    for _ in range(SCALE_HALVINGS):
-        scale = (low + high) / 2
-        shift = _shift_inside(object_mask, user_mask, scale)
-        if shift is None:
-            high = scale
+    """The largest scale below `largest` at which the object lies in the user mask, but for SHARE_OUTSIDE, and the shift
+    to where it then lies nearest to the middle of the user mask's box. None where no scale was found."""
+    scale = found = None
+    for step in range(math.ceil(math.log(SMALLEST_SCALE, SCALE_STEP))):
+        scale = largest * SCALE_STEP ** (step + 1)
+        if (shift := _shift_inside(object_mask, user_mask, scale)) is not None:
+            found = scale, shift
+            break
+    if found is None:
+        return None
+    low, high = scale, scale / SCALE_STEP
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        if (shift := _shift_inside(object_mask, user_mask, middle)) is None:
+            high = middle
         else:
-            found, low = (scale, shift), scale
+            found, low = (middle, shift), middle
     return found
 
 
@@ -175,7 +185,7 @@ def _shift_inside(object_mask: np.ndarray, user_mask: np.ndarray, scale: float) 
         return None
     # How many pixels of the moved mask lie outside, for all places at once: a correlation, by the Fourier transform.
     spectra = np.fft.rfft2(outside) * np.fft.rfft2(moved, outside.shape).conj()
-    fits = np.fft.irfft2(spectra, outside.shape)[:rows, :columns] < 0.5
+    fits = np.fft.irfft2(spectra, outside.shape)[:rows, :columns] < SHARE_OUTSIDE * moved.sum() + 0.5
     if not fits.any():
         return None
     down, across = np.nonzero(fits)

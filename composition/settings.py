@@ -20,6 +20,7 @@ from .matching import MATCHES
 
 # The off value of every step beyond the paper, and the inversion that it takes over from TF-ICON.
 PAPER = {
+    "history": "restart",
     "preserve_background_until": 3,
     "preserve_object_until": None,
     "inversion": "naive",
@@ -40,7 +41,9 @@ def _setting(default, about: str, choices: Collection[str] = ()):
 
 @dataclass(frozen=True)
 class Settings:
-    """What one composition depends on beside its inputs and the model. Defaults are the paper's where it gives them.
+    """What one composition depends on beside its inputs and the model.
+
+    Defaults are the paper's, but for the steps beyond it, whose off values PAPER holds.
 
     `python -m composition run --help` explains every field; so does its metadata["about"]. Numbers may be numpy's; they
     are kept as Python's. Raises ValueError, naming the field, where a value is outside its range or of another kind.
@@ -84,7 +87,7 @@ class Settings:
 
     # TF-ICON, hence the paper: "naive".
     inversion: str = _setting(
-        "joint", "how scans are inverted; joint and defect are exact, to within the tolerance", INVERSIONS
+        "joint", "how scans are inverted; joint and defect are exact, as far as max_sweeps allows", INVERSIONS
     )
     tolerance: float = _setting(
         5e-2,
@@ -110,8 +113,8 @@ class Settings:
     )
     match: str = _setting(
         "contrast",
-        "how the object's grey values are matched to the tissue it goes into; none: they are not (the paper). Values "
-        "with a physical scale, as Hounsfield units, are never matched",
+        "how the object's grey values are matched to the tissue it goes into; none: they are not (the paper). Where a "
+        "scan's values are in Hounsfield units (CT read from DICOM) they never are",
         ("none", *MATCHES),
     )
     focus: str = _setting(
@@ -120,8 +123,10 @@ class Settings:
         "it, auto a window where the target spans too few latent cells of the whole scan",
         ("auto", "scan", "window"),
     )
-    context: float = _setting(
-        4.0, "the side of the window of `focus`, in multiples of the longer side of the target's bounding box"
+    # Below 2 the window's edge would cut into the tissue that greys are matched to.
+    focus_context: float = _setting(
+        4.0,
+        "the side of the window of `focus`, in multiples of the longer side of the target's bounding box; 2 or more",
     )
 
     detail: bool | None = _setting(
@@ -154,8 +159,8 @@ class Settings:
             _in_range(self, name, 0)
         for name in ("max_batch", "max_sweeps"):
             _in_range(self, name, 1)
-        if not 1 < self.context < math.inf:
-            raise ValueError(f"context is a finite number above 1, the target's own size; got {self.context!r}")
+        if not 2 <= self.focus_context < math.inf:
+            raise ValueError(f"focus_context is a finite number, 2 or more; got {self.focus_context!r}")
         if not 0 < self.tolerance < math.inf:
             raise ValueError(f"tolerance is a finite relative error above 0, got {self.tolerance!r}")
         if not math.isfinite(self.guidance_scale):

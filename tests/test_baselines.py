@@ -48,7 +48,7 @@ def test_all_methods_place_alike_and_count_what_the_network_ran():
             result = run(model, one, SETTINGS, method=name)
             assert model.rows == sum(result.rows.values()), name
             assert np.array_equal(result.mask, expected.mask) and result.canvas == expected.canvas
-            assert np.array_equal(result.placed, expected.placed) and result.clipped == expected.clipped
+            assert np.array_equal(result.placed, expected.placed) and result.scale == expected.scale
             assert result.image.shape == shape
 
 

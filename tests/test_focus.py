@@ -28,11 +28,11 @@ def small_target(dtype=np.uint8, shape=(300, 400), at=(250, 100)):
 
 
 def test_the_window_is_a_square_around_the_target_and_lies_on_the_scan():
-    found = window((300, 400), 250, 100, 40, 20, focus="window", context=3.0)
+    found = window((300, 400), 250, 100, 40, 20, focus="window", focus_context=3.0)
     assert (found.rows, found.columns) == ((50, 170), (210, 330)) and found.zoom == 128 / 120
-    at_the_corner = window((300, 400), 370, 0, 30, 20, focus="window", context=3.0)
+    at_the_corner = window((300, 400), 370, 0, 30, 20, focus="window", focus_context=3.0)
     assert (at_the_corner.rows, at_the_corner.columns) == ((0, 90), (310, 400))
-    flat = window((60, 400), 250, 10, 40, 20, focus="window", context=3.0)  # taller than the scan
+    flat = window((60, 400), 250, 10, 40, 20, focus="window", focus_context=3.0)  # taller than the scan
     assert (flat.rows, flat.columns) == ((0, 60), (210, 330))
     assert window((60, 70), 5, 5, 40, 40, focus="window").size == (60, 70)
 
@@ -47,7 +47,7 @@ def test_auto_takes_a_window_where_the_target_spans_too_few_cells():
     """128 pixels are 16 cells here, so that a cell is 8 pixels."""
     enough = int(FEW_CELLS * 8)
     assert window((128, 128), 10, 10, enough, enough, focus="auto").size == (128, 128)
-    found = window((128, 128), 10, 10, 60, enough - 1, focus="auto", context=1.5)
+    found = window((128, 128), 10, 10, 45, enough - 1, focus="auto", focus_context=2.0)
     assert found.size == (90, 90) and found.cells > FEW_CELLS
     assert window((128, 128), 10, 10, 8, 8).size == (128, 128)  # the default of the function is the whole scan
 

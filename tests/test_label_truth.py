@@ -162,12 +162,14 @@ def test_a_large_scan_costs_little_memory():
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "tf-icon"])
 def test_every_method_measures_its_label(method):
     """The double has no attention to hook, so it cannot run tf-icon."""
-    settings = Settings(inversion="naive", focus="window", context=1.2, fit="box")
+    settings = Settings(inversion="naive", focus="window", focus_context=2, fit="box")
     result = compose(FakeModel(), *sample(), settings, method=method)
     label, seen = result.label, result.window.part
     assert not result.window.covers(result.sample.background)
     cells = to_latent_mask(result.mask[seen], tuple(side // 8 for side in result.canvas))[0].numpy()
-    assert label == measure_label(result.sample, result.image, result.placed, result.mask, seen, cells, result.clipped)
+    assert label == measure_label(
+        result.sample, result.image, result.placed, result.mask, seen, cells, result.label.clipped
+    )
     assert label.cells > 4 and 0.5 < label.cells_iou <= 1
     json.dumps(asdict(label), allow_nan=False)
     assert ("contrast unknown" if label.contrast is None else f"contrast {label.contrast:.2f}") in repr(result)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from composition import Scan, Settings
+from composition import Scan
 from composition.focus import Window
 from composition.matching import Match
 from composition.metrics.label_truth import LabelTruth
@@ -31,7 +31,11 @@ def test_the_defaults_refuse_a_label_that_is_not_true(changes, name):
     assert list(Limits().broken(label)) == [name]
     (fault,) = Limits().faults(label)
     # What was got, what was expected, what to do, and how to keep it.
-    assert f"--{name.replace('_', '-')} none to keep it" in fault and ", expected " in fault and ": use --" in fault
+    assert (
+        f"--{name.replace('_', '-')} none to keep it" in fault
+        and ", expected " in fault
+        and (": use --" in fault or ": see that --" in fault)
+    )
     assert Limits(**{name: None}).faults(label) == Limits.off().faults(label) == []
 
 
@@ -53,10 +57,11 @@ def test_limits_that_are_off_by_default():
     limits = Limits(min_correlation=0.5, max_grey_shift=10)
     label = replace(TRUE, correlation=0.25, grey_shift=-12.5)
     assert limits.faults(label) == [
-        "the tumour's correlation with the placed object is 0.25, expected 0.5 or more: use --preserve-object-until 1, "
-        "--focus window or a larger user mask, or --min-correlation none to keep it",
-        "the tumour's grey has moved by -12.5 levels of 255 from the placed object's, expected 10 at most: use "
-        f"--preserve-object-until 1, --detail or --match {Settings.match}, or --max-grey-shift none to keep it",
+        "the tumour's correlation with the placed object is 0.25, expected 0.5 or more: see that "
+        "--preserve-object-until and --focus are not off, or use a larger user mask, or --min-correlation none to keep "
+        "it",
+        "the tumour's grey has moved by -12.5 levels of 255 from the placed object's, expected 10 at most, up or down: "
+        "see that --preserve-object-until, --detail and --match are not off, or --max-grey-shift none to keep it",
     ]
     assert list(limits.broken(replace(TRUE, grey_shift=12.5))) == ["max_grey_shift"]
     assert limits.faults(replace(TRUE, correlation=None)) == []
@@ -124,7 +129,7 @@ def test_what_run_warns_of():
 
 
 @pytest.mark.parametrize(
-    ("method", "advice"), [("joint", "--max-sweeps or --tolerance"), ("naive", "--inversion joint")]
+    ("method", "advice"), [("joint", "--max-sweeps or --tolerance"), ("naive", "--inversion joint, which `ours` takes")]
 )
 def test_an_inversion_that_missed_its_tolerance_is_warned_of(method, advice):
     report = {"method": method, "error": 0.123, "tolerance": 0.05, "converged": False}

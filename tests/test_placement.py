@@ -8,7 +8,7 @@ from drawn_samples import box
 
 from composition import PlacementError, Scan
 from composition.canvas import canvas_size, from_canvas, to_canvas, to_latent_mask
-from composition.placement import bounding_box, place
+from composition.placement import SHARE_OUTSIDE, bounding_box, place
 
 RNG = np.random.default_rng(0)
 
@@ -159,9 +159,10 @@ def test_inside_makes_the_object_as_large_as_its_whole_mask_fits():
     background, obj, target = smooth(120, 120), smooth(60, 60), disc((120, 120), 60, 60, 40)
     by_box = place(background, obj, square, target, fit="box")
     inside = place(background, obj, square, target, fit="inside")
-    assert by_box.clipped > 0.2 and inside.clipped == 0
+    assert by_box.clipped > 0.2 and inside.clipped <= SHARE_OUTSIDE
     assert not inside.object_mask[~target].any()
-    assert inside.scale * 40 == pytest.approx(40 * np.sqrt(2), abs=2)
+    # Four corners that lose a hundredth of the square's area in all are a fourteenth of its side.
+    assert 40 * np.sqrt(2) - 1 < inside.scale * 40 < 40 * np.sqrt(2) * (1 + 1 / 14) + 1
     middle = [np.flatnonzero(inside.object_mask.any(axis=axis)).mean() for axis in (0, 1)]
     assert middle == pytest.approx([59.5, 59.5], abs=1)
 
@@ -172,9 +173,31 @@ def test_inside_takes_the_place_nearest_to_the_middle_that_has_room():
     target[10:110, 10:40] = True
     target[90:110, 10:110] = True
     found = place(smooth(120, 120), smooth(60, 60), disc((60, 60), 30, 30, 25), target, fit="inside")
-    assert found.clipped == 0 and found.object_mask.any() and not found.object_mask[~target].any()
+    assert found.clipped <= SHARE_OUTSIDE + 1 / found.object_mask.sum()  # a pixel, by rounding
+    assert found.object_mask.any() and not found.object_mask[~target].any()
     columns = np.flatnonzero(found.object_mask.any(axis=0))
-    assert 29 <= len(columns) <= 36  # the arm, to a pixel; the corner holds a disc of (2 - sqrt 2) * 60 = 35 at most
+    assert 29 <= len(columns) <= 37  # the arm, to a pixel; the corner holds a disc of (2 - sqrt 2) * 60 = 35 at most
+
+
+@pytest.mark.parametrize("flaw", ["hole", "ragged edge"])
+def test_a_flaw_of_the_user_mask_does_not_shrink_the_object(flaw):
+    target = disc((160, 160), 80, 80, 40)
+    if flaw == "hole":
+        target[90, 85] = False
+    else:
+        target &= ~(np.random.default_rng(0).random((160, 160)) < 0.005)
+    background, obj, object_mask = smooth(160, 160), smooth(60, 60), disc((60, 60), 30, 30, 25)
+    by_box, inside = (place(background, obj, object_mask, target, fit=fit) for fit in ("box", "inside"))
+    assert inside.scale > 0.95 * by_box.scale  # one step of the search
+
+
+def test_inside_of_a_ring_makes_a_ring_as_large_as_it_fits():
+    """No smaller ring fits: the search goes down from the box's scale, and finds the largest that does."""
+    ring = disc((60, 60), 30, 30, 28) & ~disc((60, 60), 30, 30, 20)
+    target = disc((160, 160), 80, 80, 58) & ~disc((160, 160), 80, 80, 36)
+    target[80:84, 130:140] = False
+    found = place(smooth(160, 160), smooth(60, 60), ring, target, fit="inside")
+    assert found.clipped <= SHARE_OUTSIDE and found.scale == pytest.approx(58 / 28, rel=0.06)
 
 
 def test_values_with_a_physical_scale_are_never_matched():
@@ -184,6 +207,6 @@ def test_values_with_a_physical_scale_are_never_matched():
     matched = place(dark, bright, disc((60, 60), 30, 30, 15), user_mask, match="contrast").match
     assert matched.why is None and (matched.gain, matched.offset) != (1, 0)
     in_units = [Scan(one.pixels, unit="HU") for one in (dark, bright)]
-    kept = place(*in_units, disc((60, 60), 30, 30, 15), user_mask, match="contrast").match
-    assert (kept.how, kept.gain, kept.offset, kept.why) == ("none", 1, 0, "the values of both scans are in HU")
-    assert place(in_units[0], bright, disc((60, 60), 30, 30, 15), user_mask, match="contrast").match.why is None
+    for scans in (in_units, (in_units[0], bright), (dark, in_units[1])):
+        kept = place(*scans, disc((60, 60), 30, 30, 15), user_mask, match="contrast").match
+        assert (kept.how, kept.gain, kept.offset, kept.why) == ("none", 1, 0, "the values are in HU")

@@ -39,7 +39,7 @@ def test_a_record_says_whether_a_pixel_may_be_a_scans_own(composed):
     sample, first, _ = composed
     assert record.results(first)["decoded"] is False  # with its detail
     assert record.results(compose(FakeModel(64), *sample, Settings.paper()))["decoded"] is True
-    pixels, window = Settings.paper(preserve="pixels"), Settings.paper(focus="window", context=1.2)
+    pixels, window = Settings.paper(preserve="pixels"), Settings.paper(focus="window", focus_context=2)
     for changes in ({"settings": pixels}, {"settings": window}, {"method": "copy-paste"}):
         assert record.results(compose(FakeModel(64), *sample, **changes))["decoded"] is False
 
@@ -48,7 +48,7 @@ def test_a_record_tells_of_label_match_and_window_in_plain_json(composed):
     _, first, _ = composed
     entry = json.loads(json.dumps(record.results(first), allow_nan=False))
     assert entry["label"] == asdict(first.label) and record.label_of(entry) == first.label
-    assert entry["label"]["clipped"] == first.clipped and entry["match"] == asdict(first.match)
+    assert entry["scale"] == first.scale and entry["match"] == asdict(first.match)
     window = first.window
     about = {"rows": list(window.rows), "columns": list(window.columns), "cells": window.cells, "zoom": window.zoom}
     assert entry["window"] == about

@@ -26,8 +26,8 @@ def test_what_has_a_table_may_be_any_entry_of_it_and_one_that_is_made_later(monk
 @pytest.mark.parametrize(
     ("name", "value"),
     [("steps", 0), ("start", 0), ("start", 21), ("start", 6.0), ("start", None), ("preserve_background_until", -1),
-     ("preserve_object_until", -1), ("context", 1), ("context", float("nan")), ("match", "all"), ("fit", None),
-     ("focus", "target"), ("detail", 1), ("detail", "yes"), ("max_sweeps", 0), ("on_failure", None),
+     ("preserve_object_until", -1), ("focus_context", 1.9), ("focus_context", float("nan")), ("match", "all"),
+     ("fit", None), ("focus", "target"), ("detail", 1), ("detail", "yes"), ("max_sweeps", 0), ("on_failure", None),
      ("feather", -1), ("max_batch", 0), ("grid", "karras"), ("solver", "euler"), ("inversion", "exact"),
      ("history", "keep"), ("preserve", "all"), ("tolerance", 0), ("tolerance", float("nan")), ("tolerance", None),
      ("tolerance", float("inf")), ("guidance_scale", float("inf")), ("guidance_scale", "2.5"), ("steps", True),

@@ -71,7 +71,7 @@ def compose(
     progress: progress(iterable, what it counts) wraps the solvers' loops, e.g. tqdm.
     Before the network runs, raises TypeError for arguments of another type and for a method that does not exist, and
     ValueError (PlacementError for masks and for what cannot be placed) for values that do not fit; later
-    solvers.InversionError for a scan that missed the tolerance.
+    solvers.InversionError for a scan that missed the tolerance, where settings.on_failure is "raise".
     """
     settings, run = _settings_or_default(settings), method_of(method)
     _check_callable("table", table, "a function from a grid to a StepTable; settings.solver takes a name")

@@ -6,6 +6,7 @@ It stands in the tables to show what all other methods have to mend: the edge.
 from __future__ import annotations
 
 from ..blending import preserve_pixels
+from ..placement import placed_object
 from .frame import Frame
 from .result import Composition
 
@@ -13,7 +14,6 @@ from .result import Composition
 def copy_paste(frame: Frame) -> Composition:
     """The naive baseline of the paper's section 5.2: outside the placed mask the background's pixels, to the bit."""
     with frame.timed("composition"):
-        background = frame.seen.background
-        placed = background.render(frame.placement.image, grayscale=frame.sample.grayscale)
-        image = preserve_pixels(background, placed, frame.placement.object_mask, feather=0)
+        placed = placed_object(frame.sample, frame.placement)
+        image = preserve_pixels(frame.seen.background, placed, frame.placement.object_mask, feather=0)
     return frame.composition(image)

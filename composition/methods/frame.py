@@ -6,6 +6,7 @@ after their own part, so that they differ in nothing but what they do to latents
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
@@ -19,15 +20,14 @@ from solvers import CallRows, DataPrediction, Grid, InversionReport, Solver, Ste
 from solvers import sample as sampling_run
 
 from .. import prompts
-from ..blending import DETAIL_SIGMA, preserve_pixels, soft_mask
+from ..blending import DETAIL_SIGMA, give_back, preserve_pixels
 from ..calls import Call, model_prediction, named
-from ..canvas import canvas_image, from_canvas, soft_latent_mask, to_latent_mask
+from ..canvas import canvas_image, decoded_values, from_canvas, soft_latent_mask, to_latent_mask
 from ..focus import Window, choose_window
 from ..inversions import Trajectory, inversion_key, invert_latents
-from ..matching import grown
 from ..metrics.label_truth import measure_label
 from ..model import Model
-from ..placement import Placement, Sample, check_masks, place
+from ..placement import Placement, Sample, check_masks, place, placed_object
 from ..scans.errors import PlacementError
 from ..settings import Settings
 from .result import Composition
@@ -122,7 +122,7 @@ class Frame:
             model.image_size,
             model.vae.config.factor,
             focus=settings.focus,
-            context=settings.context,
+            focus_context=settings.focus_context,
         )
         self.seen = self.window.of(sample)
 
@@ -255,7 +255,7 @@ class Frame:
         image = seen.background.render(values, grayscale=self.sample.grayscale)
         keeps_pixels = settings.preserve == "pixels"
         if keeps_pixels:
-            feather = round(settings.feather / self.window.zoom)
+            feather = math.ceil(settings.feather / self.window.zoom)
             image = preserve_pixels(seen.background, image, self.placement.user_mask, feather)
         whole = self.window.covers(self.sample.background)
         return self.composition(image, decoded=whole and not (keeps_pixels or gives_back))
@@ -263,22 +263,17 @@ class Frame:
     def _decoded(self, latent: torch.Tensor) -> np.ndarray:
         """A latent (1, C, h / 8, w / 8) as values (H, W, 3) of the window's own size."""
         with self.timed("decode"):
-            return from_canvas(self.model.decode(latent)[0], self.window.size)
+            return decoded_values(self.model, latent, self.window.size)
 
     def _lost(self, of_object: bool) -> np.ndarray:
-        """Eq. 8 on what the autoencoder loses of background and placed object, values (H, W, 3) of the window:
+        """What the autoencoder loses, values (H, W, 3) of the window, by `blending.give_back`.
 
-            r(placed) * S + r(background) * (1 - S),    r(image) = image - decode(encode(image))
-
-        S is the object's mask, grown and then blurred by DETAIL_SIGMA pixels of the canvas, so that the tumour's own
-        rim comes with it. All is taken in the background's own pixels, so that it holds what the canvas loses as well.
-        of_object: False leaves r(placed) out, and S is then the user mask's, not grown.
+        It is taken in the background's own pixels, so that it holds what the canvas loses as well.
         """
-        sigma = DETAIL_SIGMA / self.window.zoom
-        mask = grown(self.placement.object_mask, round(sigma)) if of_object else self.placement.user_mask
-        soft = soft_mask(mask, sigma)[..., None]
-        lost = (self.seen.background.values() - self._autoencoded("background")) * (1 - soft)
-        return lost + (self.placement.image - self._autoencoded("object")) * soft if of_object else lost
+        background = self.seen.background.values() - self._autoencoded("background")
+        obj = self.placement.image - self._autoencoded("object") if of_object else None
+        mask = self.placement.object_mask if of_object else self.placement.user_mask
+        return give_back(background, obj, mask, DETAIL_SIGMA / self.window.zoom)
 
     def _autoencoded(self, name: str) -> np.ndarray:
         """The background or the placed object as the autoencoder gives it back, values (H, W, 3) of the window."""
@@ -298,12 +293,12 @@ class Frame:
 
         decoded: as Composition has it.
         """
-        sample, seen, placement = self.sample, self.seen, self.placement
+        sample, placement = self.sample, self.placement
         mask = np.zeros(sample.background.size, dtype=bool)
         mask[self.window.part] = placement.object_mask
-        placed = seen.background.render(placement.image, grayscale=sample.grayscale)
         image, placed = (
-            self.window.put_back(sample.background, pixels, sample.user_mask) for pixels in (image, placed)
+            self.window.put_back(sample.background, pixels, sample.user_mask)
+            for pixels in (image, placed_object(sample, placement))
         )
         cells = self.m_obj[0, 0].cpu().numpy()
         return Composition(
@@ -312,7 +307,7 @@ class Frame:
             decoded=decoded,
             mask=mask,
             placed=placed,
-            clipped=placement.clipped,
+            scale=placement.scale,
             label=measure_label(sample, image, placed, mask, self.window.part, cells, placement.clipped),
             match=placement.match,
             window=self.window,

@@ -24,7 +24,7 @@ class Composition:
     sample: what it was made of. image: (H, W) or (H, W, 3), uint8 or uint16, as the background's file.
     decoded: whether all pixels came through the autoencoder, so that nothing in them is of a scan itself.
     mask: bool (H, W), where the tumour is. placed: as image, the placed object with its tissue, before composition.
-    clipped: the share of the placed object mask that lay outside the user mask and was cut.
+    scale: pixels of the background for a pixel of the object's scan.
     label: measures of whether the mask is true of the image.
     match: how the object's grey values were matched. window: the part of the background that the network saw.
     canvas: (height, width) in pixels of what it saw. solver: the name of the step table.
@@ -40,7 +40,7 @@ class Composition:
     decoded: bool
     mask: np.ndarray
     placed: np.ndarray
-    clipped: float
+    scale: float
     label: LabelTruth
     match: Match
     window: Window
@@ -60,8 +60,8 @@ class Composition:
             for name, report in self.inversion.items()
             if report.error is not None
         ]
-        contrast = "unknown" if self.label.contrast is None else f"{self.label.contrast:.2f}"
-        tumour = f"tumour of {self.mask.sum()} pixels, its contrast {contrast} of its own"
+        contrast = "unknown" if self.label.contrast is None else f"{self.label.contrast:.2f} of its own"
+        tumour = f"tumour of {self.mask.sum()} pixels, contrast {contrast}"
         about = [f"{height}x{width} {self.image.dtype}", tumour, *errors]
         return f"Composition({', '.join(about)}, {sum(self.rows.values())} rows)"
 

@@ -28,11 +28,15 @@ def cautions(composition: Composition) -> list[str]:
         height, width = window.size
         said.append(
             f"the network sees a window of {width}x{height} pixels, enlarged {window.zoom:.1f} times, which "
-            "is more blurred than a scan of the network's own size; --context takes a larger window"
+            "is more blurred than a scan of the network's own size; --focus-context takes a larger window"
         )
     for name, report in composition.inversion.items():
         if report.converged is False:  # and not None, of one that nobody has measured
-            advice = "--max-sweeps or --tolerance" if INVERSIONS[report.method].exact else "--inversion joint"
+            advice = (
+                "--max-sweeps or --tolerance"
+                if INVERSIONS[report.method].exact
+                else "--inversion joint, which `ours` takes"
+            )
             said.append(
                 f"the {report.method} inversion of the {name} came back with an error of {report.error:.1%}, above the "
                 f"tolerance of {report.tolerance:.1%}: use {advice}"

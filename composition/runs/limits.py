@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 
 from ..metrics.label_truth import LabelTruth
-from ..settings import Settings
 
 
 def _limit(default: float | None, about: str, sentence: Callable[[LabelTruth, float], str], advice: str):
@@ -36,7 +35,7 @@ class Limits:
         lambda label, limit: (
             f"the tumour keeps {label.contrast:.2f} of the contrast of its own scan, expected {limit:g} or more"
         ),
-        f"use --match {Settings.match}, --focus window or a larger user mask",
+        "see that --match and --focus are not off, or use a larger user mask",
     )
     # A tumour that has lost a quarter still shows most of its outline. Cuts of 26 to 61 % used to go unsaid.
     max_clipped: float | None = _limit(
@@ -61,7 +60,7 @@ class Limits:
         lambda label, limit: (
             f"the tumour's correlation with the placed object is {label.correlation:.2f}, expected {limit:g} or more"
         ),
-        "use --preserve-object-until 1, --focus window or a larger user mask",
+        "see that --preserve-object-until and --focus are not off, or use a larger user mask",
     )
     max_grey_shift: float | None = _limit(
         None,
@@ -69,9 +68,9 @@ class Limits:
         "of 255",
         lambda label, limit: (
             f"the tumour's grey has moved by {label.grey_shift:+.1f} levels of 255 from the placed "
-            f"object's, expected {limit:g} at most"
+            f"object's, expected {limit:g} at most, up or down"
         ),
-        f"use --preserve-object-until 1, --detail or --match {Settings.match}",
+        "see that --preserve-object-until, --detail and --match are not off",
     )
 
     def __post_init__(self):

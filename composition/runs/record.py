@@ -43,6 +43,8 @@ def results(composition: Composition) -> dict:
     return {
         "canvas": list(composition.canvas),
         "decoded": composition.decoded,
+        "size": list(composition.mask.shape),
+        "scale": composition.scale,
         "solver": composition.solver,
         "exceptional_token": composition.exceptional_token,
         "label": asdict(composition.label),

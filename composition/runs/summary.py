@@ -16,9 +16,10 @@ class Summary:
         of Limits' fields, where any did. A row may fall short of several.
     reused: backgrounds and objects that had been inverted before; saved_rows: the rows through the UNet that this
         spared.
-    The rest is of all rows in metadata.jsonl. contrast_median, contrast_least: LabelTruth.contrast, None where no row
-        has one. missed: inversions that missed their tolerance; worst_error: the worst error of any, None where none
-        was measured. A scan's inversion counts for every row that it is in.
+    The rest is of all rows in metadata.jsonl. labels: for every measure of LabelTruth its median, least and greatest
+        value, and how many rows have none; no entry where no row has one. enlarged: rows whose window was enlarged.
+    missed: inversions that came out above their tolerance; worst_error: the worst error of any, None where none was
+        measured. A scan's inversion counts for every row that it is in.
     """
 
     rows: int
@@ -29,8 +30,8 @@ class Summary:
     refused_by: dict[str, int]
     reused: int
     saved_rows: int
-    contrast_median: float | None
-    contrast_least: float | None
+    labels: dict[str, dict[str, float]]
+    enlarged: int
     missed: int
     worst_error: float | None
 
@@ -38,10 +39,13 @@ class Summary:
         by = ", ".join(f"{count} by {name}" for name, count in self.refused_by.items())
         refused = f" ({self.refused} of them refused: {by})" if self.refused else ""
         text = f"{self.rows} rows: {self.written} written, {self.kept} there already, {self.bad} bad{refused}. "
-        if self.contrast_median is not None:
-            text += f"Contrast of the tumours: median {self.contrast_median:.2f}, least {self.contrast_least:.2f}. "
+        for name, of in self.labels.items():
+            unknown = f", unknown {of['unknown']}" if of["unknown"] else ""
+            text += f"{name}: median {of['median']:.2f}, {of['least']:.2f} to {of['greatest']:.2f}{unknown}. "
+        if self.enlarged:
+            text += f"Windows that were enlarged: {self.enlarged}. "
         if self.worst_error is not None:
-            text += f"Inversions that missed their tolerance: {self.missed}; the worst error: {self.worst_error:.1%}. "
+            text += f"Inversions above their tolerance: {self.missed}; the worst error: {self.worst_error:.1%}. "
         return text + (
             f"Inversions that had been made before were reused {self.reused} times: {self.saved_rows} rows through the "
             "network saved"
@@ -50,16 +54,32 @@ class Summary:
 
 def figures_of(metadata: Path) -> dict:
     """The fields of Summary that tell what is in metadata.jsonl; line by line, as it may be long."""
-    contrasts, errors, missed = [], [], 0
+    labels: dict[str, list[float | None]] = {}
+    errors, missed, enlarged = [], 0, 0
     with metadata.open(encoding="utf-8") as file:
         for entry in map(json.loads, file):
-            contrasts.append(entry["label"]["contrast"])
+            for name, value in entry["label"].items():
+                labels.setdefault(name, []).append(value)
+            window = entry["window"]
+            sides = [stop - start for start, stop in (window["rows"], window["columns"])]
+            enlarged += window["zoom"] > 1 and sides != entry["size"]
             errors += [report["error"] for report in entry["inversion"].values()]
             missed += sum(report["converged"] is False for report in entry["inversion"].values())
-    contrasts, errors = ([value for value in values if value is not None] for values in (contrasts, errors))
     return {
-        "contrast_median": median(contrasts) if contrasts else None,
-        "contrast_least": min(contrasts, default=None),
+        "labels": {name: of for name, values in labels.items() if (of := _spread(values))},
+        "enlarged": enlarged,
         "missed": missed,
-        "worst_error": max(errors, default=None),
+        "worst_error": max((error for error in errors if error is not None), default=None),
+    }
+
+
+def _spread(values: list[float | None]) -> dict[str, float]:
+    known = [value for value in values if value is not None]
+    if not known:
+        return {}
+    return {
+        "median": median(known),
+        "least": min(known),
+        "greatest": max(known),
+        "unknown": len(values) - len(known),
     }

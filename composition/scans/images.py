@@ -53,6 +53,8 @@ class Scan:
             )
         if p.dtype not in (np.uint8, np.uint16) or p.ndim not in (2, 3) or (p.ndim == 3 and p.shape[2] != 3):
             raise ScanError(f"{self.name}: expected uint8 or uint16 (H, W) or (H, W, 3), got {p.dtype} {p.shape}")
+        if self.levels is not None and not self.levels[0] < self.levels[1]:
+            raise ScanError(f"{self.name}: levels are the values of black and white, got {self.levels}")
         if p.size == 0 or (self.levels is None and p.min() == p.max()):
             raise BlankError(f"{self.name} is blank (one value, or no pixel at all): there is nothing to compose")
 

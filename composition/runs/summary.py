@@ -40,8 +40,9 @@ class Summary:
         refused = f" ({self.refused} of them refused: {by})" if self.refused else ""
         text = f"{self.rows} rows: {self.written} written, {self.kept} there already, {self.bad} bad{refused}. "
         for name, of in self.labels.items():
-            unknown = f", unknown {of['unknown']}" if of["unknown"] else ""
-            text += f"{name}: median {of['median']:.2f}, {of['least']:.2f} to {of['greatest']:.2f}{unknown}. "
+            unknown = f", unknown for {of['unknown']}" if of["unknown"] else ""
+            text += f"\n  {name}: median {of['median']:.2f}, {of['least']:.2f} to {of['greatest']:.2f}{unknown}"
+        text += "\n" if self.labels else ""
         if self.enlarged:
             text += f"Windows that were enlarged: {self.enlarged}. "
         if self.worst_error is not None:

@@ -14,6 +14,7 @@ from small_models import write_small_pipeline
 import sd21
 from composition import METHODS, Composition, Frame, Scan, Settings, compose
 from composition.blending import compose_states, feather_weight, preserve_pixels, preserve_states
+from composition.canvas import soft_latent_mask
 from composition.prompts import exceptional_context
 from solvers import SOLVERS, exponential_ab3, history_at, log_snr
 
@@ -42,6 +43,26 @@ def test_eq_9_by_hand_and_on_its_bounds_alone(background, held, start):
         if i <= start and held is not None and held <= i:
             expected[0] = 10.0 * i
         assert edit(i, -torch.ones(1, 1, 1, 3)).flatten().tolist() == expected
+
+
+def test_the_objects_soft_edge_reaches_over_the_edge_of_the_user_mask():
+    """Outside M_user, at a weight of a quarter, a state is three quarters background and one quarter object."""
+    x_bg = torch.full((3, 1, 1, 1, 2), 8.0)
+    edit = preserve_states(x_bg, 2 * x_bg, torch.tensor([[[[1.0, 0.0]]]]), torch.tensor([[[[0.75, 0.25]]]]), 2, 0, 0)
+    assert edit(1, torch.zeros(1, 1, 1, 2)).flatten().tolist() == [12.0, 10.0]
+
+
+def test_the_soft_mask_of_the_latent_grid_by_hand():
+    """A cell of 8 x 8 pixels, half of it inside, is seen by itself and its neighbours: a ninth of a half, and at the
+    corner of the grid, which has three neighbours, a quarter of it."""
+    mask = np.zeros((40, 40), dtype=bool)
+    mask[16:24, 16:20] = True
+    soft = soft_latent_mask(mask, (5, 5))
+    assert soft.shape == (1, 5, 5) and soft[0, 1:4, 1:4].unique().tolist() == pytest.approx([1 / 18])
+    assert soft[0, 0].max() == 0 == soft[0, :, 4].max()
+    corner = np.zeros((40, 40), dtype=bool)
+    corner[:8, :8] = True
+    assert soft_latent_mask(corner, (5, 5))[0, 0, 0] == pytest.approx(1 / 4)
 
 
 def test_the_feather_lies_inside_the_mask_and_ignores_the_scans_border():

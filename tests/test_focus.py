@@ -122,16 +122,17 @@ def mammogram() -> Sample:
 
 @pytest.mark.slow
 def test_a_small_lesion_in_a_mammogram_keeps_the_fine_texture_of_both():
-    """Neighbouring pixels differ as they did, within 5 %, outside the tumour and inside; in less than 2 GB.
+    """Neighbouring pixels differ as they did, within 5 %, outside the tumour and inside.
 
-    tracemalloc counts numpy's memory alone. The network's own is that of a canvas of its size, whatever the scan's is.
+    The scan itself takes 12 MB. Numpy's memory, which tracemalloc counts, stays below 20 times that: below a float64
+    copy of the whole scan in three channels. The network's own is that of its canvas, whatever the scan's size.
     """
     one, model = mammogram(), load("mini", device="cpu")
     tracemalloc.start()
     result = compose(model, *one)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < 1e9 and max(result.window.size) < 400
+    assert peak < 240e6 and result.window.size == (360, 360)
 
     def texture(pixels, inside):
         both = inside[:, 1:] & inside[:, :-1]

@@ -25,7 +25,7 @@ Stage = Literal["inversion", "composition"]
 class Call:
     """One call of the network, as a hook finds it at `site.call`. The three tuples have an entry per row of q, k and v.
 
-    i: the index on the time grid, 0 at the clean end; the rows of a joint inversion's sweep lie at different ones.
+    i: the index on the time grid, 0 at the clean end; the rows of a call of Newton-GMRES lie at different ones.
     images: "background", "object" or "composite". contexts: "exceptional", "text" or "null".
     """
 

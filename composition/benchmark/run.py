@@ -114,8 +114,7 @@ def run_benchmark(
     Rank 0 returns the failures, {"variant", "id", "error"}; the other ranks return None. Raises ValueError
     (DatasetError), OSError or ImportError, before the model is loaded, for what cannot be done.
     """
-    out = Path(out)
-    methods = variants.methods(request.methods, settings)
+    out, methods = Path(out), variants.methods(request.methods, settings)
     lineups = [methods, *(ABLATIONS[name](settings) for name in request.ablations)]
     if any(lineup.varied for lineup in lineups):
         check_matplotlib()
@@ -130,8 +129,7 @@ def run_benchmark(
     first = every.first(request.ablation_samples)
     part_of = {lineup.name: every if lineup is methods else first for lineup in lineups}
 
-    load_model = functools.cache(load_model)
-    on_every = variants.all_of([methods])
+    load_model, on_every = functools.cache(load_model), variants.all_of([methods])
     errors = _compose(every, on_every, out, load_model, quiet)
     errors += _compose(first, [variant for variant in wanted if variant not in on_every], out, load_model, quiet)
     ranks = Ranks(f"measure {out}")

@@ -188,7 +188,7 @@ def user_box(tissue: np.ndarray, object_mask: np.ndarray) -> tuple[int, int, int
 def shrunk(box: tuple[int, int, int, int], scale: Fraction) -> tuple[int, int, int, int]:
     """The box x, y, width, height with its sides times scale, in whole pixels, rounded down and at least 1.
 
-    It lies about the centre of the box, where that falls between two places at the left and upper one of them. Raises
+    Its centre is the box's; where that falls between two pixels, it takes the left and the upper one. Raises
     DatasetError for a scale that is not above 0, or above 1: a larger box could leave the tissue.
     """
     if not 0 < scale <= 1:

@@ -14,8 +14,8 @@ Here:
 All resizing is bicubic with antialiasing and does not keep the aspect (TF-ICON's canvas is square, and so is the
 paper's). PSNR, SSIM, the seam and the label's measures are taken on the background's own pixels, without resizing.
 
-Whether the label of a composite is true has its measures in label_truth.py; contrast, correlation and grey shift are
-columns as well.
+label_truth.py measures whether the label of a composite is true; contrast, correlation and grey shift are columns as
+well.
 
 METRICS (table.py) is the one table of them. `measure` computes any of them by name, for a Comparison (comparison.py).
 """

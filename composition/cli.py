@@ -211,7 +211,8 @@ def _compose_one(request, options: argparse.Namespace, load_model: Callable, inv
     from .runs.cautions import cautions
     from .scans.images import write_image
 
-    settings, sample = _settings(options), request.read()
+    settings = _settings(options)
+    sample = request.read(settings.fit)
     options.out.mkdir(parents=True, exist_ok=True)
     begin = time.perf_counter()
     model = load_model()
@@ -292,7 +293,8 @@ COMMANDS = {
     ),
     "batch": (
         "many compositions from a manifest, as a data set; run it again to resume",
-        "Many compositions, as a data set. The same command resumes a run that was killed. Several processes share the "
+        "Many compositions, as a data set. The same command resumes a run that was killed. A row whose label falls "
+        "short of a limit leaves no file, not even one that was there before. Several processes share the "
         "rows out: torchrun --nproc-per-node 8 -m -- composition batch ... (the bare -- keeps torchrun from taking "
         "--start for an option of its own).",
         _add_batch,

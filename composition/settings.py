@@ -91,8 +91,8 @@ class Settings:
     )
     tolerance: float = _setting(
         5e-2,
-        "round-trip error, relative, at which an exact inversion may stop; on real scans 1e-3 costs many times as "
-        "much, and some scans never reach it",
+        "round-trip error, relative, at which an exact inversion may stop; on real scans 1e-3 takes four or five "
+        "sweeps, and so a larger max_sweeps",
     )
     # At 5 % no scan of the benchmark took more than one sweep. It costs 2 T' rows, as the first measure does.
     max_sweeps: int = _setting(
@@ -107,14 +107,15 @@ class Settings:
 
     fit: str = _setting(
         "inside",
-        "how large the object is placed: box fits its bounding box to the user mask's and cuts off what lies outside "
-        "(the paper); inside makes it smaller until its whole mask lies in the user mask",
+        "how large the object is placed: box enlarges or shrinks it until its bounding box fits the user mask's, and "
+        "cuts off what lies outside (the paper); inside makes it smaller than that until its whole mask lies in the "
+        "user mask",
         ("inside", "box"),
     )
     match: str = _setting(
         "contrast",
-        "how the object's grey values are matched to the tissue it goes into; none: they are not (the paper). Where a "
-        "scan's values are in Hounsfield units (CT read from DICOM) they never are",
+        "how the object's grey values are matched to the tissue it goes into; none: they are not (the paper). Values "
+        "in Hounsfield units, of CT read from DICOM, are never matched",
         ("none", *MATCHES),
     )
     focus: str = _setting(

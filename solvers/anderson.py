@@ -112,16 +112,22 @@ def anderson_solve(
     max_steps: evaluations of an image at most, after the first.
     Returns the solutions, or the best iterates where there is none, and the searches that led to them.
     """
-    x, active = x.clone(), list(range(len(x)))
-    searches = [Search(tol) for _ in active]
-    for _ in watched(range(max_steps + 1), "sweep", progress):
-        if not active:
-            break
+    x, searches = x.clone(), [Search(tol) for _ in x]
+
+    def evaluated(active: list[int]) -> list[int]:
+        """Evaluate and advance these images; returns those that go on."""
         current = x[active]
         steps, residuals = equation(current, torch.tensor(active))
         for row, image in enumerate(active):
             x[image] = searches[image].advance(current[row], steps[row], residuals[row].item())
-        active = [image for image in active if not (searches[image].solved or searches[image].stalled)]
+        return [image for image in active if not (searches[image].solved or searches[image].stalled)]
+
+    sweeps = watched(range(max_steps), "sweep", progress)  # a bar stands at 0 while x itself is evaluated
+    active = evaluated(list(range(len(x))))
+    for _ in sweeps:
+        if not active:
+            break
+        active = evaluated(active)
     for image, search in enumerate(searches):
         if not search.solved:
             x[image] = search.best

@@ -249,7 +249,7 @@ def test_a_row_may_fall_short_of_several_limits(tmp_path):
     assert summary.refused_by == dict.fromkeys(("min_contrast", "min_cells", "min_correlation", "max_grey_shift"), 1)
     assert "1 bad (1 of them refused: 1 by min_contrast, 1 by min_cells, " in str(summary)
     (entry,) = errors(tmp_path)
-    assert "latent cells, expected 99 or more: use --focus window" in entry["error"]
+    assert "of its latent cells, expected 99 or more: see that --focus is not scan" in entry["error"]
 
 
 def test_other_limits_refuse_from_the_record_or_compose_again(tmp_path, monkeypatch, half):

@@ -93,9 +93,9 @@ def test_numbers_of_numpy_are_kept_as_pythons():
     assert (type(limits.min_contrast), type(limits.min_cells)) == (float, int)
 
 
-def composed(label=TRUE, window=None, reports=(), match=None):
+def composed(label=TRUE, window=None, reports=(), match=None, scale=1.0):
     """What `cautions` reads of a composition on a scan of 100 x 200 pixels."""
-    window = window or Window((0, 100), (0, 200), 12.0, 5.0)
+    window = window or Window((0, 100), (0, 200), 12.0, 1.4)
     background = Scan(np.arange(20_000, dtype=np.uint16).reshape(100, 200))
     inversion = {name: SimpleNamespace(**report) for name, report in reports}
     return SimpleNamespace(
@@ -104,11 +104,12 @@ def composed(label=TRUE, window=None, reports=(), match=None):
         sample=SimpleNamespace(background=background),
         inversion=inversion,
         match=match or Match("contrast", gain=1.2),
+        scale=scale,
     )
 
 
 def test_nothing_is_said_where_all_is_well():
-    assert cautions(composed()) == []  # a whole scan that is enlarged is what the paper does
+    assert cautions(composed()) == []  # a whole scan that is enlarged a little is what the paper does
     assert cautions(composed(window=Window((0, 90), (0, 90), 9.0, 1.0))) == []
     report = {"method": "joint", "error": None, "tolerance": 0.05, "converged": None}
     assert cautions(composed(reports=[("object", report)])) == []
@@ -124,6 +125,10 @@ def test_what_run_warns_of():
         assert "since one of the two scans has no tissue around it: look at it" in said
     (said,) = cautions(composed(window=Window((0, 80), (10, 110), 9.0, 2.56)))
     assert said.startswith("the network sees a window of 100x80 pixels, enlarged 2.6 times")
+    (said,) = cautions(composed(window=Window((0, 100), (0, 200), 12.0, 5.0)))
+    assert said.startswith("the network sees the scan of 200x100 pixels, enlarged 5.0 times") and "context" not in said
+    (said,) = cautions(composed(scale=2.55))
+    assert said.startswith("the object is enlarged 2.5 times") or said.startswith("the object is enlarged 2.6 times")
     (said,) = cautions(composed(match=Match("contrast", why="the ring around the object in its own scan is tiny")))
     assert said.startswith("the object's grey values were not matched") and said.endswith("own scan is tiny")
 

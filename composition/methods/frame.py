@@ -111,7 +111,8 @@ class Frame:
         if not self.m_obj.any():
             raise PlacementError(
                 f"the object covers {self.placement.object_mask.sum()} pixels of {sample.background.name}, less than "
-                f"half of any cell of the {cells[0]}x{cells[1]} latent grid; use a larger user mask, or --focus window"
+                f"half of any cell of the {cells[0]}x{cells[1]} latent grid; use a larger user mask, or a focus other "
+                "than scan"
             )
 
     def _choose_window(self) -> None:

@@ -114,7 +114,7 @@ def _attempt(
         label = _kept_label(out, asked)
         composition = None
         if label is None:
-            sample = row.request.read()
+            sample = row.request.read(row.settings.fit)
             _remove(out, asked)  # what an earlier run made of other inputs
             composition = compose(model, *sample, row.settings, method=method, inversions=inversions)
             _count_reused(composition, store)

@@ -8,12 +8,15 @@ from ..methods import Composition
 from ..metrics.label_truth import LEAST_OWN_CONTRAST
 from .limits import Limits
 
+# What is enlarged more than this shows its lack of fine texture.
+MOST_ENLARGED = 1.5
+
 
 def cautions(composition: Composition) -> list[str]:
     """Sentences on what is doubtful; an empty list where all is well.
 
     They tell of a label that falls short of the default limits, a contrast that nobody can measure, greys that could
-    not be matched, a window that is enlarged, and an inversion that missed its tolerance.
+    not be matched, an object or a window that is enlarged, and an inversion that missed its tolerance.
     """
     label, window = composition.label, composition.window
     said = list(Limits().broken(label).values())
@@ -22,13 +25,20 @@ def cautions(composition: Composition) -> list[str]:
         if label.contrast_own is not None and label.contrast_composite is not None:
             why = f"it is {label.contrast_own:+.1f} grey levels of 255 there, less than {LEAST_OWN_CONTRAST:g}"
         said.append(f"nobody can say whether the tumour keeps the contrast of its own scan, since {why}: look at it")
+    if composition.scale > MOST_ENLARGED:
+        said.append(
+            f"the object is enlarged {composition.scale:.1f} times to fill the target, and is smoother than the scan "
+            "it goes into: use a smaller target"
+        )
     if composition.match.why is not None:
         said.append(f"the object's grey values were not matched to the tissue around it: {composition.match.why}")
-    if window.zoom > 1 and not window.covers(composition.sample.background):
+    whole = window.covers(composition.sample.background)
+    if window.zoom > (MOST_ENLARGED if whole else 1):
         height, width = window.size
         said.append(
-            f"the network sees a window of {width}x{height} pixels, enlarged {window.zoom:.1f} times, which "
-            "is more blurred than a scan of the network's own size; --focus-context takes a larger window"
+            f"the network sees {'the scan' if whole else 'a window'} of {width}x{height} pixels, enlarged "
+            f"{window.zoom:.1f} times: it sees no finer texture than the scan has"
+            + ("" if whole else "; a larger --focus-context enlarges it less")
         )
     for name, report in composition.inversion.items():
         if report.converged is False:  # and not None, of one that nobody has measured

@@ -30,8 +30,8 @@ class Limits:
     # a vanished one is at 0, and one whose contrast has turned round is negative.
     min_contrast: float | None = _limit(
         0.4,
-        "refuse a tumour with less than this share of the contrast that it has in its own scan; it is gone, or has "
-        "turned round",
+        "refuse a tumour with less than this share of the contrast that it has in its own scan: at 0 it is gone, and "
+        "below 0 it is dark where it was bright, or bright where it was dark",
         lambda label, limit: (
             f"the tumour keeps {label.contrast:.2f} of the contrast of its own scan, expected {limit:g} or more"
         ),
@@ -50,13 +50,15 @@ class Limits:
     min_cells: int | None = _limit(
         4,
         "refuse an object on fewer latent cells than this; the network sees too little of it",
-        lambda label, limit: f"the network sees the object on {label.cells} latent cells, expected {limit} or more",
-        "use --focus window or a larger user mask",
+        lambda label, limit: (
+            f"the network sees the object on {label.cells} of its latent cells, expected {limit} or more"
+        ),
+        "see that --focus is not scan, or use a larger user mask",
     )
     # What is a high correlation depends on the modality: nobody has measured a threshold for all.
     min_correlation: float | None = _limit(
         None,
-        "refuse a tumour whose correlation with the placed object is less",
+        "refuse a tumour whose correlation with the placed object is less than this",
         lambda label, limit: (
             f"the tumour's correlation with the placed object is {label.correlation:.2f}, expected {limit:g} or more"
         ),

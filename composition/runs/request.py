@@ -33,8 +33,8 @@ class Request:
             if not split_slice(path)[0].is_file():
                 raise ScanError(f"{name}: there is no such file: {path}")
 
-    def read(self) -> Sample:
-        """Read and check everything that can be checked without a model, the placement too.
+    def read(self, fit: str = "inside") -> Sample:
+        """Read and check everything that can be checked without a model, the placement too. fit: as settings.fit.
 
         Raises ScanError (a file), PlacementError (files that do not fit each other) or ImportError (a missing extra).
         """
@@ -43,7 +43,7 @@ class Request:
         object_mask = read_mask(self.files["object_mask"])
         box = self.user_box
         user_mask = read_mask(self.files["user_mask"]) if box is None else box_mask(box, background.size)
-        place(background, obj, object_mask, user_mask)  # for its errors
+        place(background, obj, object_mask, user_mask, fit=fit)  # for its errors
         return Sample(background, obj, object_mask, user_mask, self.prompt)
 
     def describe(self) -> dict:

@@ -58,25 +58,25 @@ class Window:
         background = sample.background.part(*self.part)
         return Sample(background, sample.obj, sample.object_mask, sample.user_mask[self.part], sample.prompt)
 
-    def put_back(self, background: Scan, image: np.ndarray, user_mask: np.ndarray) -> np.ndarray:
+    def put_back(self, background: Scan, image: np.ndarray, target: np.ndarray) -> np.ndarray:
         """The whole scan with the window's pixels in it, (H, W) or (H, W, 3); outside the window it is the scan's own.
 
-        image: pixels of the window. user_mask: bool (H, W). The window's edge is blended into the scan on half of the
-        way from it to the user mask, so that no step is left there.
+        image: pixels of the window. target: bool (H, W), as for `choose_window`. The window's edge is blended into the
+        scan on half of the way from it to the target, so that no step is left there.
         """
         if self.covers(background):
             return image
         whole = background.pixels
         whole = np.repeat(whole[..., None], 3, axis=2) if whole.ndim < image.ndim else whole.copy()
-        whole[self.part] = blend_pixels(image, whole[self.part], self._edge_weight(user_mask))
+        whole[self.part] = blend_pixels(image, whole[self.part], self._edge_weight(target))
         return whole
 
-    def _edge_weight(self, user_mask: np.ndarray) -> np.ndarray:
+    def _edge_weight(self, target: np.ndarray) -> np.ndarray:
         """float64 (h, w): 1 but at those edges of the window that are not the scan's own, where it falls to 0."""
-        x0, y0, x1, y1 = bounding_box(user_mask)
+        x0, y0, x1, y1 = bounding_box(target)
         depths, margins = [], []
         for (start, stop), (first, last), length in zip(
-            (self.rows, self.columns), ((y0, y1), (x0, x1)), user_mask.shape, strict=True
+            (self.rows, self.columns), ((y0, y1), (x0, x1)), target.shape, strict=True
         ):
             depth = np.full(stop - start, np.inf)
             if start > 0:
@@ -90,18 +90,20 @@ class Window:
 
 
 def choose_window(
-    user_mask: np.ndarray, image_size: int, factor: int, *, focus: str = "scan", focus_context: float = 4.0
+    target: np.ndarray, image_size: int, factor: int, *, focus: str = "scan", focus_context: float = 4.0
 ) -> Window:
     """The part of a scan that the network sees.
 
-    user_mask: bool (H, W), the target. image_size, factor: the network's size in pixels, and its pixels per latent.
+    target: bool (H, W), the object's mask where it is to lie. image_size, factor: the network's size in pixels, and its
+        pixels per latent.
     focus: "scan" for the whole scan; "window" for a square around the target's bounding box, `focus_context` times its
-    longer side and at least LEAST_WINDOW of the network's size; "auto" for the window where the target's shorter side
-    spans fewer than FEW_CELLS latent cells of the whole scan. A window that would reach beyond the scan is moved back
-    onto it, and one that is wider or taller than the scan ends where the scan does.
+        longer side and at least LEAST_WINDOW of the network's size; "auto" for the window where the target's shorter
+        side spans fewer than FEW_CELLS latent cells of the whole scan.
+    A window that would reach beyond the scan is moved back onto it, and one that is wider or taller than the scan ends
+    where the scan does.
     """
-    height, width = user_mask.shape
-    x0, y0, x1, y1 = bounding_box(user_mask)
+    height, width = target.shape
+    x0, y0, x1, y1 = bounding_box(target)
     shorter, longer = sorted((x1 - x0, y1 - y0))
 
     def window(rows: tuple[int, int], columns: tuple[int, int]) -> Window:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from PIL import Image
@@ -57,6 +57,26 @@ class Sample:
         return self.background.grayscale and self.obj.grayscale
 
 
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """Where an object's mask comes to lie on a background of size (H, W), which its masks alone decide.
+
+    scale, shift: the map; a point (x, y) of the object's scan, in pixels, goes to scale * (x, y) + shift.
+    mask: bool (H, W), the moved mask inside the user mask. clipped: the share of the moved mask that lay outside the
+    user mask and is cut away.
+    """
+
+    scale: float
+    shift: tuple[float, float]
+    mask: np.ndarray
+    clipped: float
+
+    def part(self, rows: slice, columns: slice) -> Fit:
+        """The same as seen from a part of the background."""
+        shift = self.shift[0] - columns.start, self.shift[1] - rows.start
+        return replace(self, shift=shift, mask=self.mask[rows, columns])
+
+
 @dataclass(frozen=True)
 class Placement:
     """An object on the background, all of the background's size (H, W).
@@ -83,14 +103,12 @@ def place(
     object_mask: np.ndarray,
     user_mask: np.ndarray,
     *,
-    fit: str = "box",
+    fit: str | Fit = "box",
     match: str = "none",
 ) -> Placement:
     """Scale and move the object into the user mask, aspect kept, and match its grey values to the tissue there.
 
-    fit: "box" fits the bounding box of the object's mask to the user mask's, centred; "inside" makes it smaller until
-    all of it, but for SHARE_OUTSIDE, lies in the user mask, as near to the middle of its box as it can. Where the box's
-    fit cuts no more off, both are the same. match: a name of matching.MATCHES, or "none".
+    fit: as for `fit_object`, or what that returned. match: a name of matching.MATCHES, or "none".
 
     The whole object scan moves with its mask, so that the tumour keeps the tissue around it; where that scan ends, the
     background goes on. (TF-ICON scales the whole object image to the box, and pads with black.) What would lie beyond
@@ -102,24 +120,35 @@ def place(
     object is left inside the user mask.
     """
     check_masks(background, obj, object_mask, user_mask)
+    fit = fit_object(object_mask, user_mask, fit) if isinstance(fit, str) else fit
+    image, values = background.values(), obj.values()
+    if unit := background.unit or obj.unit:
+        matched = Match("none", why=f"the values are in {unit}" if match != "none" else None)
+    else:
+        matched = matching.match(image, fit.mask, values, object_mask, match)
+    _paste(image, matched.apply(values), fit.scale, fit.shift)
+    return Placement(image, fit.mask, user_mask, fit.scale, fit.shift, fit.clipped, matched)
+
+
+def fit_object(object_mask: np.ndarray, user_mask: np.ndarray, how: str = "box") -> Fit:
+    """Where the object's mask comes to lie: "box" fits its bounding box to the user mask's, centred; "inside" makes it
+    smaller until all of it, but for SHARE_OUTSIDE, lies in the user mask, as near to the middle of its box as it can.
+    Where the box's fit cuts no more off, both are the same.
+
+    Raises PlacementError where nothing of the object is left inside the user mask.
+    """
     scale, shift = _box_fit(object_mask, user_mask)
-    moved = _moved_mask(background.size, object_mask, scale, shift)
-    if fit == "inside" and (moved & ~user_mask).sum() > SHARE_OUTSIDE * moved.sum():
+    moved = _moved_mask(user_mask.shape, object_mask, scale, shift)
+    if how == "inside" and (moved & ~user_mask).sum() > SHARE_OUTSIDE * moved.sum():
         scale, shift = _inside_fit(object_mask, user_mask, scale) or (scale, shift)
-        moved = _moved_mask(background.size, object_mask, scale, shift)
+        moved = _moved_mask(user_mask.shape, object_mask, scale, shift)
     inside = moved & user_mask
     if not inside.any():
         raise PlacementError(
             f"nothing of the object is left inside the user mask: scaled by {scale:.3g}, its mask covers {moved.sum()} "
             "pixels, none of them inside; use a larger user mask, or one that covers the middle of its bounding box"
         )
-    image, values = background.values(), obj.values()
-    if unit := background.unit or obj.unit:
-        matched = Match("none", why=f"the values are in {unit}" if match != "none" else None)
-    else:
-        matched = matching.match(image, inside, values, object_mask, match)
-    _paste(image, matched.apply(values), scale, shift)
-    return Placement(image, inside, user_mask, scale, shift, 1 - float(inside.sum() / moved.sum()), matched)
+    return Fit(scale, shift, inside, 1 - float(inside.sum() / moved.sum()))
 
 
 def placed_object(sample: Sample, placement: Placement) -> np.ndarray:

@@ -67,6 +67,23 @@ def test_outside_the_window_the_pixels_are_the_scans_to_the_bit(dtype, at, metho
     assert not np.array_equal(result.image, one.background.pixels)
 
 
+@pytest.mark.parametrize("shape", ["thin", "scattered"])
+def test_the_window_is_around_the_object_and_not_around_a_target_that_it_cannot_fill(shape):
+    """A strip of 200 x 12 pixels, and two patches 250 apart: the object lies in a small part of either."""
+    one, target = small_target(), np.zeros((300, 400), dtype=bool)
+    if shape == "thin":
+        target[100:112, 100:300] = True
+    else:
+        target[20:50, 20:50] = target[240:270, 240:270] = True
+    result = run(FakeModel(), replace(one, user_mask=target))
+    # Four times the object, which is as long as the strip is high (16), or as a patch is wide (30).
+    assert result.window.size == ((64, 64) if shape == "thin" else (120, 120))
+    assert result.label.cells >= 4 and result.mask.any() and not result.mask[~target].any()
+    outside = np.ones((300, 400), dtype=bool)
+    outside[result.window.part] = False
+    assert np.array_equal(result.image[outside], one.background.pixels[outside])
+
+
 def test_no_step_in_grey_is_left_at_the_windows_edge():
     """SDEdit moves every pixel of the window, so that without the blend its edge would show.
 

@@ -27,7 +27,7 @@ from ..focus import Window, choose_window
 from ..inversions import Trajectory, inversion_key, invert_latents
 from ..metrics.label_truth import measure_label
 from ..model import Model
-from ..placement import Placement, Sample, check_masks, place, placed_object
+from ..placement import Placement, Sample, check_masks, fit_object, place, placed_object
 from ..scans.errors import PlacementError
 from ..settings import Settings
 from .result import Composition
@@ -95,12 +95,8 @@ class Frame:
         if not isinstance(self.table, StepTable):
             raise TypeError(f"the table's builder returned {self.table!r}; expected a StepTable")
         self.table.check_fits(self.grid)
-        self._choose_window()
-        seen, settings = self.seen, self.settings
-        self.placement = place(
-            seen.background, seen.obj, seen.object_mask, seen.user_mask, fit=settings.fit, match=settings.match
-        )
-        self.background = canvas_image(model, seen.background.values())
+        self._place()
+        self.background = canvas_image(model, self.seen.background.values())
         self.obj = canvas_image(model, self.placement.image)
         cells = tuple(side // model.vae.config.factor for side in self.background.shape[2:])
         self.m_obj, self.m_user = (
@@ -115,17 +111,21 @@ class Frame:
                 "than scan"
             )
 
-    def _choose_window(self) -> None:
+    def _place(self) -> None:
+        """Fit the object, choose the window around it, and place it there."""
         model, sample, settings = self.model, self.sample, self.settings
         check_masks(sample.background, sample.obj, sample.object_mask, sample.user_mask)
+        fit = fit_object(sample.object_mask, sample.user_mask, settings.fit)
         self.window = choose_window(
-            sample.user_mask,
+            fit.mask,
             model.image_size,
             model.vae.config.factor,
             focus=settings.focus,
             focus_context=settings.focus_context,
         )
         self.seen = self.window.of(sample)
+        inputs = tuple(self.seen)[:4]
+        self.placement = place(*inputs, fit=fit.part(*self.window.part), match=settings.match)
 
     def encode(self, *images: torch.Tensor) -> torch.Tensor:
         """Canvas images (1, 3, h, w) as latents (B, C, h / 8, w / 8), one for each."""
@@ -298,7 +298,7 @@ class Frame:
         mask = np.zeros(sample.background.size, dtype=bool)
         mask[self.window.part] = placement.object_mask
         image, placed = (
-            self.window.put_back(sample.background, pixels, sample.user_mask)
+            self.window.put_back(sample.background, pixels, mask)
             for pixels in (image, placed_object(sample, placement))
         )
         cells = self.m_obj[0, 0].cpu().numpy()

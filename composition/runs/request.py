@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sd21.files import sha256
 
-from ..placement import Sample, place
+from ..placement import Sample, check_masks, fit_object
 from ..scans.errors import ScanError
 from ..scans.images import box_mask, read_mask, read_scan, split_slice
 
@@ -43,7 +43,8 @@ class Request:
         object_mask = read_mask(self.files["object_mask"])
         box = self.user_box
         user_mask = read_mask(self.files["user_mask"]) if box is None else box_mask(box, background.size)
-        place(background, obj, object_mask, user_mask, fit=fit)  # for its errors
+        check_masks(background, obj, object_mask, user_mask)
+        fit_object(object_mask, user_mask, fit)  # for its errors
         return Sample(background, obj, object_mask, user_mask, self.prompt)
 
     def describe(self) -> dict:

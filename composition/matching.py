@@ -34,7 +34,7 @@ LEAST_GAIN = 0.5
 class Match:
     """The map of an object's greys: grey -> gain * grey + offset.
 
-    how: the estimator, a name of MATCHES, or "none". background_ring, object_ring: the median greys of the rings, None
+    how: the estimator, a name of MATCHES. background_ring, object_ring: the median greys of the rings, None
     if nothing was estimated. why: why nothing was, where it was asked for; or None.
     """
 
@@ -71,7 +71,10 @@ def keep_contrast(background: np.ndarray, obj: np.ndarray, tumour: np.ndarray) -
 
 
 # An estimator takes the greys (n,) of the background's ring, the object's ring and the tumour, to gain and offset.
-MATCHES: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[float, float]]] = {"contrast": keep_contrast}
+MATCHES: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[float, float]]] = {
+    "contrast": keep_contrast,
+    "none": lambda background, obj, tumour: (1.0, 0.0),
+}
 
 
 def match(
@@ -80,13 +83,13 @@ def match(
     """The match of an object to the background it is placed on.
 
     background, obj: the two scans, float32 (H, W, 3) in [-1, 1]. placed_mask, object_mask: bool (H, W), the object's
-    mask where it was moved to on the background, and in its own scan. how: a name of MATCHES, or "none". Nothing is
+    mask where it was moved to on the background, and in its own scan. how: a name of MATCHES. Nothing is
     matched where `ring_greys` finds either ring not usable. Raises ValueError for another `how`, and for an empty mask.
     """
-    if how == "none":
-        return Match(how)
     if how not in MATCHES:
-        raise ValueError(f"a match is one of none, {', '.join(MATCHES)}; got {how!r}")
+        raise ValueError(f"a match is one of {', '.join(MATCHES)}; got {how!r}")
+    if how == "none":  # no ring is looked at
+        return Match(how)
     target, why = ring_greys(background, placed_mask, "the object's place on the background")
     own, why_own = ring_greys(obj, object_mask, "the object in its own scan")
     if why or why_own:

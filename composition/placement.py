@@ -108,7 +108,7 @@ def place(
 ) -> Placement:
     """Scale and move the object into the user mask, aspect kept, and match its grey values to the tissue there.
 
-    fit: as for `fit_object`, or what that returned. match: a name of matching.MATCHES, or "none".
+    fit: as for `fit_object`, or what that returned. match: a name of matching.MATCHES.
 
     The whole object scan moves with its mask, so that the tumour keeps the tissue around it; where that scan ends, the
     background goes on. (TF-ICON scales the whole object image to the box, and pads with black.) What would lie beyond

@@ -116,7 +116,7 @@ class Settings:
         "contrast",
         "how the object's grey values are matched to the tissue it goes into; none: they are not (the paper). Values "
         "in Hounsfield units, of CT read from DICOM, are never matched",
-        ("none", *MATCHES),
+        MATCHES,
     )
     focus: str = _setting(
         "auto",

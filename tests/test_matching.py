@@ -180,7 +180,7 @@ def test_colours_count_by_the_mean_of_their_channels():
 
 def test_what_cannot_be_matched_is_an_error():
     obj = scan(MASK.shape, MASK, 0.3, 0.6)
-    with pytest.raises(ValueError, match="one of none, contrast; got 'median'"):
+    with pytest.raises(ValueError, match="one of contrast, none; got 'median'"):
         match(obj, MASK, obj, MASK, "median")
     with pytest.raises(ValueError, match="empty"):
         match(obj, MASK, obj, np.zeros_like(MASK))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from composition import Settings
+from composition.matching import MATCHES
 from solvers import GRIDS, INVERSIONS, SOLVERS
 
 
@@ -13,7 +14,9 @@ def test_numpys_numbers_are_kept_as_pythons():
     assert type(numpys.steps) is int and type(numpys.guidance_scale) is float and numpys.lower_order_final is True
 
 
-@pytest.mark.parametrize(("name", "table"), [("solver", SOLVERS), ("grid", GRIDS), ("inversion", INVERSIONS)])
+@pytest.mark.parametrize(
+    ("name", "table"), [("solver", SOLVERS), ("grid", GRIDS), ("inversion", INVERSIONS), ("match", MATCHES)]
+)
 def test_what_has_a_table_may_be_any_entry_of_it_and_one_that_is_made_later(monkeypatch, name, table):
     for entry in table:
         assert getattr(Settings(**{name: entry}), name) == entry

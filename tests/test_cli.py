@@ -199,6 +199,10 @@ def test_an_inversion_that_misses_its_tolerance(scans, tmp_path, monkeypatch, ca
     assert "above the tolerance" in capsys.readouterr().err
     reports = json.loads((tmp_path / "out" / "record.json").read_text())["inversion"].values()
     assert all(report["converged"] is False and report["error"] > 1e-12 for report in reports)
+    assert max(report["sweeps"] for report in reports) == Settings().max_sweeps
+    assert cli.main([*asked, "--max-sweeps", "1"]) == 0
+    reports = json.loads((tmp_path / "out" / "record.json").read_text())["inversion"].values()
+    assert max(report["sweeps"] for report in reports) == 1
 
 
 def test_a_manifest_that_is_not_there(tmp_path, capsys, no_model):

@@ -12,7 +12,7 @@ from fake_model import FakeModel
 from small_models import write_small_pipeline
 
 import sd21
-from composition import METHODS, Composition, Frame, Scan, Settings, compose
+from composition import METHODS, Composition, Frame, Sample, Scan, Settings, compose
 from composition.blending import compose_states, feather_weight, preserve_pixels, preserve_states
 from composition.canvas import soft_latent_mask
 from composition.prompts import exceptional_context
@@ -191,6 +191,19 @@ def test_the_result_outside_the_user_mask_is_the_scan_to_the_bit():
         assert np.array_equal(image[~one.user_mask], one.background.pixels[~one.user_mask])
         assert not np.array_equal(image, one.background.pixels)
         assert (run(FakeModel(), one, PAPER).image[~one.user_mask] != one.background.pixels[~one.user_mask]).any()
+
+
+def test_the_feather_is_in_pixels_of_the_canvas():
+    """The canvas has half of the scan's pixels a side, so that a feather of 4 is 8 pixels of the scan."""
+    one = Sample(
+        scan(256, 256, 0), scan(90, 90, 1), box((90, 90), 20, 25, 40, 40), box((256, 256), 60, 60, 90, 90), None
+    )
+    latent, pixels = (run(FakeModel(), one, replace(PAPER, preserve=which)).image for which in ("latent", "pixels"))
+    moved = latent != one.background.pixels
+    for depth, blended in ((1, True), (8, True), (9, False)):
+        edge = np.zeros_like(one.user_mask)
+        edge[60 + depth - 1, 75:135] = True  # this many pixels below the upper edge
+        assert (pixels[edge & moved] != latent[edge & moved]).any() == blended
 
 
 def test_the_result_is_grayscale_if_both_scans_are():

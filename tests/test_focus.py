@@ -46,7 +46,7 @@ def test_the_window_has_a_least_size_and_the_zoom_tells_how_far_it_enlarges():
 def test_auto_takes_a_window_where_the_target_spans_too_few_cells():
     """128 pixels are 16 cells here, so that a cell is 8 pixels."""
     enough = int(FEW_CELLS * 8)
-    assert window((128, 128), 10, 10, enough, enough, focus="auto").size == (128, 128)
+    assert window((128, 128), 10, 10, enough, enough, focus="auto", focus_context=2.0).size == (128, 128)
     found = window((128, 128), 10, 10, 45, enough - 1, focus="auto", focus_context=2.0)
     assert found.size == (90, 90) and found.cells > FEW_CELLS
     assert window((128, 128), 10, 10, 8, 8).size == (128, 128)  # the default of the function is the whole scan

@@ -183,7 +183,7 @@ def test_real_scans_on_the_small_checkpoint(tmp_path, capsys):
     with (tmp_path / "out" / "samples.csv").open(newline="") as file:
         entries = list(csv.DictReader(file))
     matched = [f"{name}_matched" for name in METHODS if name not in ("blended", "ours")]
-    ran = [*METHODS, *matched, "paper", "ours_preserve_background_until_1", "ours_preserve_background_until_5"]
+    ran = [*METHODS, *matched, "paper", *(f"ours_preserve_background_until_{tau}" for tau in (1, 3, 5))]
     assert sorted((entry["id"], entry["variant"]) for entry in entries) == sorted(
         (f"{dataset}-000", name) for dataset in ("br35h", "busi") for name in ran
     )

@@ -58,9 +58,9 @@ class Settings:
     )
 
     start: int = _setting(6, "T', the state at which Eq. 8 composes, counted from the clean end (paper, section 5.1)")
-    # The paper has 3. At 0 the background is 6 to 8 dB nearer to its own scan, though the edge of the user mask shows by
-    # half a grey level more (the evidence's ablation of steps). The paper's Fig. 9 says the reverse of Eq. 9, which is
-    # followed here.
+    # The paper has 3. At 0 the background is 6 to 8 dB nearer to its own scan, though the edge of the user mask shows
+    # by half a grey level more (the evidence's ablation of steps). The paper's Fig. 9 says the reverse of Eq. 9, which
+    # is followed here.
     preserve_background_until: int | None = _setting(
         0,
         "tau of Eq. 9, which puts the background back outside the user mask, on the states from start down to this "

@@ -121,14 +121,14 @@ class Settings:
     )
     focus: str = _setting(
         "auto",
-        "what of the background the network sees: scan is all of it (the paper), window the target with tissue around "
-        "it, auto a window where the target spans too few latent cells of the whole scan",
+        "what of the background the network sees: scan is all of it (the paper), window the placed object with tissue "
+        "around it, auto a window where the object spans too few latent cells of the whole scan",
         ("auto", "scan", "window"),
     )
     # Below 2 the window's edge would cut into the tissue that greys are matched to.
     focus_context: float = _setting(
         4.0,
-        "the side of the window of `focus`, in multiples of the longer side of the target's bounding box; 2 or more",
+        "the side of the window of `focus`, in multiples of the longer side of the placed object's box; 2 or more",
     )
 
     detail: bool | None = _setting(

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .model import Model
+from .model import Model, check_finite
 from .scans.images import Scan, check_scan
 
 
@@ -72,25 +72,32 @@ def canvas_image(model: Model, values: np.ndarray) -> torch.Tensor:
 
 
 @torch.no_grad()
-def decoded_values(model: Model, latent: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
-    """A latent (1, C, h, w) decoded, as values (H, W, 3) of a scan of size (height, width)."""
-    return from_canvas(model.decode(latent)[0], size)
+def encoded(model: Model, images: torch.Tensor) -> torch.Tensor:
+    """Images (B, 3, h, w) of the canvas as latents. Raises FloatingPointError where these are not finite."""
+    return check_finite(model.encode(images), "the latent that the autoencoder makes of a scan")
+
+
+@torch.no_grad()
+def decoded(model: Model, latents: torch.Tensor) -> torch.Tensor:
+    """Latents (B, C, h / 8, w / 8) as images of the canvas. Raises FloatingPointError where these are not finite."""
+    return check_finite(model.decode(latents), "the image that the autoencoder decodes")
 
 
 @torch.no_grad()
 def latents_of(model: Model, scan: Scan) -> torch.Tensor:
     """A scan as latents (1, C, h, w) of its canvas, on the model's device: what the inversions start from.
 
-    Raises TypeError for what is no Scan.
+    Raises TypeError for what is no Scan, and FloatingPointError for latents that are not finite.
     """
     check_scan("scan", scan)
-    return model.encode(canvas_image(model, scan.values()))
+    return encoded(model, canvas_image(model, scan.values()))
 
 
 @torch.no_grad()
 def reproduce(model: Model, values: np.ndarray) -> np.ndarray:
     """An image as the model's autoencoder gives it back: values (H, W, 3) in [-1, 1] on both sides."""
-    return decoded_values(model, model.encode(canvas_image(model, values)), values.shape[:2])
+    latents = encoded(model, canvas_image(model, values))
+    return from_canvas(decoded(model, latents)[0], values.shape[:2])
 
 
 def _area_matrix(source: int, target: int) -> np.ndarray:

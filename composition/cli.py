@@ -14,29 +14,37 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from sd21.command import guarded
+
 from .options import add_fields, made_of
 
 QUIET = "no progress bars, no messages; warnings and errors stay"
+# What to know after Ctrl-C.
+AGAIN = "the same command goes on where this one stopped, and what is whole stays"
+RESULTS = ("composite.png", "mask.png", "figure.png", "record.json")
+INTERRUPTED = {"batch": AGAIN, "benchmark": AGAIN}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 1 for what failed on the way, 2 for a request that cannot be met."""
+    """Run one command; returns the exit code of `sd21.command.guarded`. argparse itself exits with 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    interrupted = INTERRUPTED.get(next(iter(arguments), ""), "nothing was written")
+    return guarded(lambda: _command(arguments), interrupted, tell=_inversion_told)
+
+
+def _command(arguments: list[str]) -> int:
     options = build_parser(*arguments[:1]).parse_args(arguments)
+    return options.command(options)
+
+
+def _inversion_told(error: Exception) -> str | None:
+    """The line for an inversion that missed its tolerance; None for any other error."""
     from solvers import InversionError
 
-    try:
-        return options.command(options)
-    except (ValueError, OSError, ImportError) as error:  # what our own checks raise: CheckpointError, ScanError, ...
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except FloatingPointError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except InversionError as error:
-        advice = "Options: --max-sweeps, --tolerance, --start, --grid log_snr, --lower-order-final"
-        print(f"error: {error}. {advice}; --on-failure return takes the best that was found", file=sys.stderr)
-        return 1
+    if not isinstance(error, InversionError):
+        return None
+    advice = "Options: --max-sweeps, --tolerance, --start, --grid log_snr, --lower-order-final"
+    return f"{error}. {advice}; --on-failure return takes the best that was found"
 
 
 def build_parser(command: str | None = None) -> argparse.ArgumentParser:
@@ -69,7 +77,7 @@ def _add_run(run: argparse.ArgumentParser) -> None:
 
 
 def _add_demo(demo: argparse.ArgumentParser) -> None:
-    demo.set_defaults(command=_demo, method="ours")
+    demo.set_defaults(command=_demo, method="ours", cache=None)
     demo.add_argument("--out", type=Path, default=Path("demo"), help="folder for the results (default: %(default)s)")
     demo.add_argument("-q", "--quiet", action="store_true", help=QUIET)
     _add_settings(demo)
@@ -203,42 +211,53 @@ def _demo(options: argparse.Namespace) -> int:
 def _compose_one(request, options: argparse.Namespace, load_model: Callable, inversions) -> int:
     from tqdm import tqdm
 
-    from sd21.files import atomic, write_json
+    from sd21.folders import owned
 
-    from .figures import before_after
     from .methods import compose
-    from .runs import record
     from .runs.cautions import cautions
-    from .scans.images import write_image
+    from .runs.request import check_apart
 
     settings = _settings(options)
     sample = request.read(settings.fit)
-    options.out.mkdir(parents=True, exist_ok=True)
-    begin = time.perf_counter()
-    model = load_model()
-    seconds = {"load": time.perf_counter() - begin}
-    progress = None if options.quiet else partial(tqdm, leave=False)
-    composition = compose(model, *sample, settings, method=options.method, inversions=inversions, progress=progress)
-    write_image(options.out / "composite.png", composition.image)
-    write_image(options.out / "mask.png", composition.mask)
-    with atomic(options.out / "figure.png") as temporary:
-        before_after(sample, composition.image, composition.mask).save(temporary)
-    entry = {
+    check_apart(request.files.values(), [options.out / name for name in RESULTS])
+    with owned(options.out, cache=options.cache):
+        begin = time.perf_counter()
+        model = load_model()
+        seconds = {"load": time.perf_counter() - begin}
+        progress = None if options.quiet else partial(tqdm, leave=False)
+        composition = compose(model, *sample, settings, method=options.method, inversions=inversions, progress=progress)
+        _write_results(options.out, request, composition, model, settings, options.method, seconds)
+    for text in cautions(composition):
+        print(f"warning: {text}", file=sys.stderr)
+    if not options.quiet:
+        rows = sum(composition.rows.values())
+        print(f"{options.out}: {', '.join(RESULTS)}; {rows} rows through the network")
+    return 0
+
+
+def _write_results(out: Path, request, composition, model, settings, method: str, seconds: dict[str, float]) -> None:
+    from sd21.files import atomic, write_json
+
+    from .figures import before_after
+    from .runs import record
+    from .scans.images import write_image
+
+    image, mask, figure, entry = (out / name for name in RESULTS)
+    entry.unlink(missing_ok=True)  # of an earlier run: a record without its pictures is better than with others
+    write_image(image, composition.image)
+    write_image(mask, composition.mask)
+    with atomic(figure) as temporary:
+        before_after(composition.sample, composition.image, composition.mask).save(temporary)
+    about = {
         **request.describe(),
-        "method": options.method,
+        "method": method,
         **record.provenance(model, settings),
         **record.results(composition),
         "reused": composition.reused,
         **record.environment(model),
         "seconds": seconds | composition.seconds,
     }
-    write_json(options.out / "record.json", entry)
-    for text in cautions(composition):
-        print(f"warning: {text}", file=sys.stderr)
-    if not options.quiet:
-        rows = sum(composition.rows.values())
-        print(f"{options.out}: composite.png, mask.png, figure.png, record.json; {rows} rows through the network")
-    return 0
+    write_json(entry, about)
 
 
 def _batch(options: argparse.Namespace) -> int:

@@ -14,6 +14,7 @@ from typing import get_args, get_type_hints
 
 import numpy as np
 
+from sd21.words import shown
 from solvers import GRIDS, INVERSIONS, SOLVERS, Grid, NoiseSchedule, StepTable
 
 from .matching import MATCHES
@@ -28,6 +29,20 @@ PAPER = {
     "match": "none",
     "focus": "scan",
     "detail": False,
+}
+
+# What the other numbers may be, as (least, greatest); floats stand for fields that take fractions. Where no equation
+# sets the greatest, it lies far beyond any use: a number above it is a slip, which would cost hours or memory.
+BOUNDS = {
+    "preserve_background_until": (0, 1_000_000),
+    "preserve_object_until": (0, 1_000_000),
+    "exceptional_token": (0, 10_000_000),
+    "guidance_scale": (-100.0, 100.0),
+    "tolerance": (1e-15, 1.0),  # an inversion that is off by the whole scan finds nothing
+    "max_sweeps": (1, 10_000),
+    "focus_context": (2.0, 1000.0),
+    "feather": (0, 4096),
+    "max_batch": (1, 1_000_000),
 }
 
 
@@ -157,16 +172,8 @@ class Settings:
                 object.__setattr__(self, one.name, _read(one.name, value, hints[one.name], one.metadata["choices"]))
         _in_range(self, "steps", 1, 1000)  # the times that Stable Diffusion was trained on
         _in_range(self, "start", 1, self.steps)
-        for name in ("preserve_background_until", "preserve_object_until", "feather", "exceptional_token"):
-            _in_range(self, name, 0)
-        for name in ("max_batch", "max_sweeps"):
-            _in_range(self, name, 1)
-        if not 2 <= self.focus_context < math.inf:
-            raise ValueError(f"focus_context is a finite number, 2 or more; got {self.focus_context!r}")
-        if not 0 < self.tolerance < math.inf:
-            raise ValueError(f"tolerance is a finite relative error above 0, got {self.tolerance!r}")
-        if not math.isfinite(self.guidance_scale):
-            raise ValueError(f"guidance_scale is a finite number (1 turns guidance off), got {self.guidance_scale!r}")
+        for name, (low, high) in BOUNDS.items():
+            _in_range(self, name, low, high)
 
     @classmethod
     def paper(cls, **changes: object) -> Settings:
@@ -193,21 +200,20 @@ def _read(name: str, value: object, kind: type, choices: Collection[str]) -> obj
     if wants_bool and is_bool:
         return bool(value)
     if choices or wants_bool:
-        raise ValueError(f"{name} is one of {', '.join(map(str, choices or (False, True)))}; got {value!r}")
+        raise ValueError(f"{name} is one of {', '.join(map(str, choices or (False, True)))}; got {shown(value)}")
     fractional = float in (kind, *get_args(kind))
     if is_bool or not isinstance(value, Real if fractional else Integral):
         expected = "a number" if fractional else "a whole number"
-        raise ValueError(f"{name} is {expected}, got {value!r}, a {type(value).__name__}")
+        raise ValueError(f"{name} is {expected}, got {shown(value)}, a {type(value).__name__}")
+    # A whole number may be too large for a float. Infinity is beyond every bound.
     try:
         return float(value) if fractional else int(value)
     except OverflowError:
-        raise ValueError(
-            f"{name} is a number too large for a float; give one below {np.finfo(float).max:.1e}"
-        ) from None
+        return math.inf if value > 0 else -math.inf
 
 
-def _in_range(settings: Settings, name: str, low: int, high: int | None = None) -> None:
+def _in_range(settings: Settings, name: str, low: float, high: float) -> None:
     value = getattr(settings, name)
-    if value is not None and (value < low or (high is not None and value > high)):
-        expected = f"a whole number from {low}" + (f" to {high}" if high is not None else " up")
-        raise ValueError(f"{name} is {expected}, got {value!r}")
+    if value is not None and not low <= value <= high:  # nan is in no range
+        kind = "a number" if isinstance(low, float) else "a whole number"
+        raise ValueError(f"{name} is {kind} from {low} to {high}, got {shown(value)}")

@@ -9,13 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 TEMPORARY = ".partial-"
+# Whose temporaries a process writes: the id of a run (`sd21.folders`), or nobody's.
+_owner: ContextVar[str] = ContextVar("owner", default="")
 
 
 @contextmanager
@@ -24,25 +28,44 @@ def atomic(path: str | Path) -> Iterator[Path]:
 
     On success it becomes `path`; on an error it is removed. A kill leaves at most the temporary behind (see
     `remove_partial`): `path` itself is the old file or the whole new one. Several processes, on several machines, may
-    write the same file; the last one wins. A folder does not replace another folder: that raises OSError.
+    write the same file; the last one wins. A folder does not replace another folder: that raises OSError. The folder
+    that `path` lies in is made. An OSError names `path`, also where the system does not say what is full.
     """
     path = Path(path)
     # The name does not come from tempfile: only the owner can read mkstemp's files, and the rename would keep that.
-    temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}{path.suffix}")
+    temporary = path.with_name(f"{TEMPORARY}{_owner.get()}{uuid.uuid4().hex}{path.suffix}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         for file in (file for file in (temporary, *temporary.rglob("*")) if file.is_file()):
             with file.open("r+b") as opened:
                 os.fsync(opened.fileno())  # without it, a power cut can leave the new name on an empty file
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno is None:  # one that a library made, of a text alone
+            raise
+        raise OSError(error.errno, f"{error.strerror}; it was not written", str(path)) from error
     finally:
         _remove(temporary)
 
 
-def remove_partial(folder: Path) -> None:
-    """Remove what killed writers left anywhere under `folder`. Nobody else may be writing there."""
-    for path in list(folder.rglob(f"{TEMPORARY}*")):
-        _remove(path)
+@contextmanager
+def temporaries_of(owner: str) -> Iterator[None]:
+    """Within the block, the temporaries that this process writes bear the owner's name, by which `remove_partial` knows
+    them. owner: letters and digits."""
+    token = _owner.set(f"{owner}-")
+    try:
+        yield
+    finally:
+        _owner.reset(token)
+
+
+def remove_partial(folder: Path, owner: str) -> None:
+    """Remove the files that killed writers of this owner left anywhere under `folder`, and no others."""
+    ours = re.compile(re.escape(f"{TEMPORARY}{owner}-") + r"[0-9a-f]{32}(\.\w+)?")
+    for path in list(folder.rglob(f"{TEMPORARY}{owner}-*")):
+        if ours.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def _remove(path: Path) -> None:
@@ -69,8 +92,8 @@ def json_lines(entries: Iterable[dict]) -> str:
 
 
 def read_json_lines(path: Path) -> list[dict]:
-    """The entries of a file of JSON lines."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """The entries of a file of JSON lines. Lines end at newlines alone, as a text may hold U+2028 and its like."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def sha256(path: str | Path) -> str:

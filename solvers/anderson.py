@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .finite import check_finite
 from .progress import Progress, watched
 
 # (x (n, ...), images (n,)) -> step g (n, ...), residual (n,). The plain iteration is x <- x - g, until residual 0.
@@ -118,6 +119,7 @@ def anderson_solve(
         """Evaluate and advance these images; returns those that go on."""
         current = x[active]
         steps, residuals = equation(current, torch.tensor(active))
+        check_finite(steps, "a step of the iteration")
         for row, image in enumerate(active):
             x[image] = searches[image].advance(current[row], steps[row], residuals[row].item())
         return [image for image in active if not (searches[image].solved or searches[image].stalled)]

@@ -140,7 +140,8 @@ def invert(
     progress: wraps the loop, as progress(indices, "sweep") for the exact methods and progress(indices, "step") for the
         others; tqdm is such a function.
     Before the network runs, TypeError for a table in the solver's place, and ValueError for arguments that do not fit
-    together and for a grid that ends at sigma[0] = 0. FloatingPointError when a data prediction is not finite.
+    together and for a grid that ends at sigma[0] = 0. FloatingPointError when a data prediction, a state or a step of
+    the solve is not finite.
     """
     run = _run_to(x0, grid, grid.steps if start is None else start, solver, x0_fn)
     if method not in INVERSIONS:

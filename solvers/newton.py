@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .anderson import Search
+from .finite import check_finite
 
 # Krylov vectors a Newton step may use, one evaluation each.
 KRYLOV = 30
@@ -48,7 +49,7 @@ def newton_gmres(
     def evaluate(x: Tensor) -> tuple[Tensor, float]:
         g, residual = equation(x)
         search.residuals.append(residual)
-        return g.flatten().to("cpu", torch.float64), residual
+        return check_finite(g.flatten().to("cpu", torch.float64), "a step of Newton-GMRES"), residual
 
     def judge(x: Tensor, residual: float) -> None:
         if measure is not None:

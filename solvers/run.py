@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .finite import check_finite
 from .grids import Grid
 from .prediction import X0Fn, predict
 from .progress import Progress
@@ -74,7 +75,7 @@ class Run:
     def down(self, x: Tensor, images: Tensor) -> Tensor:
         """x[0..start] (n, start + 1, ...) of the unmodified sampler from x[start] = x (n, ...)."""
         states = [x for _, x, _ in sample(x, self.grid, self.table, self.prediction.for_images(images))]
-        return torch.stack(states[::-1], 1)
+        return check_finite(torch.stack(states[::-1], 1), "a state on the way down")
 
     def up(self, x: Tensor, images: Tensor, progress: Progress = None) -> tuple[Tensor, Tensor]:
         """x[1..start] of the solver run on the reversed grid from x[0] = x (n, ...), and its D[0..start-1].
@@ -87,7 +88,8 @@ class Run:
             return x0_fn(x, self.start - j)
 
         climb = list(sample(x, self.grid.reversed(), self.way_up, reversed_x0_fn, progress=progress))
-        return torch.stack([x for _, x, _ in climb[1:]], 1), torch.stack([data for _, _, data in climb[:-1]], 1)
+        states = check_finite(torch.stack([x for _, x, _ in climb[1:]], 1), "a state on the way up")
+        return states, torch.stack([data for _, _, data in climb[:-1]], 1)
 
     def naive(self) -> tuple[Tensor, Tensor]:
         """The naive inversion of all images, x[1..start], and D[1..start] of it; both are (B, start, ...).
@@ -101,7 +103,7 @@ class Run:
     def error(self, x: Tensor, images: Tensor) -> Tensor:
         """The round-trip error |denoise(x[start]) - x0| / |x0| of x[start] = x (n, ...); (n,) float64 on the CPU."""
         back = denoise(x, self.grid, self.table, self.prediction.for_images(images))
-        return relative(back - self.x0[images], self.x0[images])
+        return relative(check_finite(back, "the end of the round trip") - self.x0[images], self.x0[images])
 
 
 class Solution(NamedTuple):
@@ -122,6 +124,10 @@ Solve = Callable[[Run, float, int, Progress], Solution]
 
 
 def relative(difference: Tensor, reference: Tensor) -> Tensor:
-    """|difference| / |reference| row by row, (n,) float64 on the CPU."""
-    norms = [values.flatten(1).norm(dim=1).cpu().double() for values in (difference, reference)]
-    return norms[0] / norms[1]
+    """|difference| / |reference| row by row, (n,) float64 on the CPU.
+
+    The norms are float64's: squares of what float32 still holds may be more than it can. Raises FloatingPointError for
+    what is not finite.
+    """
+    norms = [torch.linalg.vector_norm(each.flatten(1), dim=1, dtype=torch.float64) for each in (difference, reference)]
+    return check_finite(norms[0].cpu() / norms[1].cpu(), "a relative error")

@@ -6,10 +6,20 @@ import os
 import stat
 
 import pytest
+from full_disk import full_disk
 
 import sd21
 from sd21 import files
-from sd21.files import atomic, json_lines, read_json_lines, remove_partial, sha256, write_json, write_text
+from sd21.files import (
+    atomic,
+    json_lines,
+    read_json_lines,
+    remove_partial,
+    sha256,
+    temporaries_of,
+    write_json,
+    write_text,
+)
 
 
 def names(folder):
@@ -45,6 +55,8 @@ def test_files_can_be_read_by_whom_the_umask_lets(tmp_path):
 
 def test_json_lines_come_back_as_they_were(tmp_path):
     entries = [{"id": "a", "text": "two\nlines"}, {"id": "b"}]
+    (tmp_path / "raw.jsonl").write_text('{"id": "\u2028"}\n{"id": "\u0085"}\n', encoding="utf-8")
+    assert [entry["id"] for entry in read_json_lines(tmp_path / "raw.jsonl")] == ["\u2028", "\u0085"]
     write_text(tmp_path / "a.jsonl", json_lines(entries))
     assert (tmp_path / "a.jsonl").read_text().count("\n") == 2 and read_json_lines(tmp_path / "a.jsonl") == entries
 
@@ -67,13 +79,39 @@ def test_a_folder_appears_whole_or_not_at_all_and_never_over_another(tmp_path):
     assert names(tmp_path) == ["model", "model/part", "model/part/file"]
 
 
-def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
+def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path):
+    ours, killed = "ab12", f"{files.TEMPORARY}ab12-{'0' * 32}"
+    others = [f"{files.TEMPORARY}1.png", f"{files.TEMPORARY}cd34-{'0' * 32}.png", f"{killed}-notes.txt", "kept.png"]
     for folder in (tmp_path, tmp_path / "below"):
-        write_folder(folder / f"{files.TEMPORARY}1")
-        (folder / f"{files.TEMPORARY}2.png").write_text("half")
-        (folder / "kept.png").write_text("whole")
-    remove_partial(tmp_path)
-    assert names(tmp_path) == ["below", "below/kept.png", "kept.png"]
+        write_folder(folder / f"{killed}.model")  # a user's folder, whatever it is called
+        for name in (f"{killed}.png", killed, *others):
+            (folder / name).write_text("half")
+    remove_partial(tmp_path, ours)
+    for folder in (tmp_path, tmp_path / "below"):
+        assert {path.name for path in folder.iterdir()} - {"below"} == {*others, f"{killed}.model"}
+        assert (folder / f"{killed}.model" / "part" / "file").exists()
+
+
+def test_temporaries_bear_their_owner(tmp_path):
+    with temporaries_of("ab12"), atomic(tmp_path / "a.txt") as temporary:
+        temporary.write_text("half")
+        remove_partial(tmp_path, "ab13")
+        assert temporary.exists()
+        remove_partial(tmp_path, "ab12")
+        assert not temporary.exists()
+        temporary.write_text("whole")
+    with atomic(tmp_path / "b.txt") as temporary:
+        temporary.write_text("nobody's")
+        assert "ab12" not in temporary.name
+
+
+def test_a_full_disk_names_the_file_and_leaves_the_old_one(tmp_path):
+    write_text(tmp_path / "a.txt", "old")
+    with full_disk(1000), pytest.raises(OSError, match=r"File too large; it was not written: '.*a\.txt'"):
+        write_text(tmp_path / "a.txt", "n" * 2000)
+    assert (tmp_path / "a.txt").read_text() == "old" and names(tmp_path) == ["a.txt"]
+    with pytest.raises(OSError, match="only a text"), atomic(tmp_path / "b.txt"):
+        raise OSError("only a text")
 
 
 def test_a_hash_is_of_the_whole_file(tmp_path):

@@ -76,10 +76,15 @@ def test_every_limit_is_of_a_measure():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"min_contrast": float("nan")}, "min_contrast is a finite number, or None to turn it off; got nan"),
-        ({"max_clipped": "0.2"}, "max_clipped is a finite number, or None to turn it off; got '0.2'"),
-        ({"min_cells": 2.5}, "min_cells is a whole number, or None to turn it off; got 2.5"),
+        (
+            {"min_contrast": float("nan")},
+            "min_contrast is a number from -1000000 to 1000000, or None to turn it off; got nan",
+        ),
+        ({"max_clipped": "0.2"}, "max_clipped is a number from .*, or None to turn it off; got '0.2'"),
+        ({"min_cells": 2.5}, "min_cells is a whole number from .*, or None to turn it off; got 2.5"),
         ({"min_cells": True}, "min_cells is a whole number"),
+        ({"min_cells": 10**400}, "min_cells is a whole number"),
+        ({"max_grey_shift": -(10**400)}, "max_grey_shift is a number from .* got -1000000000.*[.]{3}$"),
     ],
 )
 def test_a_limit_is_a_number(changes, message):

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
-from sd21.files import atomic, read_json_lines, remove_partial, write_json, write_text
+from sd21.files import atomic, read_json_lines, write_json, write_text
 
 from ..canvas import reproduce
 from ..datasets import DATASETS, Benchmark, build_benchmark
@@ -92,7 +92,7 @@ class Part:
         rows = [row for row in self.rows if count is None or parts_of(row.id)[1] < count]
         if len(rows) == len(self.rows):
             return self
-        lines = self.manifest.read_text(encoding="utf-8").splitlines()
+        lines = self.manifest.read_text(encoding="utf-8").split("\n")
         manifest = self.manifest.with_name(f"first_{count}.jsonl")
         write_text(manifest, "".join(f"{lines[row.line - 1]}\n" for row in rows))
         return Part(manifest, [replace(row, line=line) for line, row in enumerate(rows, start=1)])
@@ -118,6 +118,24 @@ def run_benchmark(
     lineups = [methods, *(ABLATIONS[name](settings) for name in request.ablations)]
     if any(lineup.varied for lineup in lineups):
         check_matplotlib()
+    for folder, _ in request.parts.values():
+        if folder.resolve().is_relative_to(out.resolve()):
+            raise DatasetError(f"{folder} lies in {out}, where results go; name another folder for them")
+    with Ranks(f"benchmark {out}").owning(out):
+        return _run(request, out, load_model, settings, networks, methods, lineups, quiet)
+
+
+def _run(
+    request: BenchmarkRequest,
+    out: Path,
+    load_model: Callable,
+    settings: Settings,
+    networks: Networks,
+    methods: Lineup,
+    lineups: list[Lineup],
+    quiet: bool,
+) -> list[dict] | None:
+    """The benchmark, on a folder of its own: what `run_benchmark` returns."""
     wanted = variants.all_of(lineups)
     read = {name: replace(DATASETS[name].read(folder), name=name) for name, (folder, _) in request.parts.items()}
     parts = [(read[name], count) for name, (_, count) in request.parts.items()]
@@ -133,9 +151,7 @@ def run_benchmark(
     errors = _compose(every, on_every, out, load_model, quiet)
     errors += _compose(first, [variant for variant in wanted if variant not in on_every], out, load_model, quiet)
     ranks = Ranks(f"measure {out}")
-    if ranks.rank == 0:
-        remove_partial(out)
-    ranks.begin()
+    ranks.begin()  # the others wait until rank 0 has written what they are to measure
     measured = measure_all(rows, wanted, out / "runs", networks, ranks, quiet=quiet)
     if measured is None:
         return None

@@ -41,6 +41,6 @@ def blended_latent_diffusion(frame: Frame, *, skipped: float = SKIPPED, seed: in
     def edit(i: int, x: torch.Tensor) -> torch.Tensor:
         return blend(x, noisy_background(i) if i > 0 else background, frame.m_user)
 
-    with frame.timed("composition"):
+    with frame.stage("composition"):
         latent = frame.denoise(noisy_background(start), frame.text_prediction(), start, edit=edit)
     return frame.finish(latent, of_object=False)

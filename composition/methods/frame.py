@@ -22,7 +22,7 @@ from solvers import sample as sampling_run
 from .. import prompts
 from ..blending import DETAIL_SIGMA, give_back, preserve_pixels
 from ..calls import Call, model_prediction, named
-from ..canvas import canvas_image, decoded_values, from_canvas, soft_latent_mask, to_latent_mask
+from ..canvas import canvas_image, decoded, encoded, from_canvas, soft_latent_mask, to_latent_mask
 from ..focus import Window, choose_window
 from ..inversions import Trajectory, inversion_key, invert_latents
 from ..metrics.label_truth import measure_label
@@ -129,9 +129,9 @@ class Frame:
 
     def encode(self, *images: torch.Tensor) -> torch.Tensor:
         """Canvas images (1, 3, h, w) as latents (B, C, h / 8, w / 8), one for each."""
-        with self.timed("encode"):
+        with self.stage("encode"):
             pieces = torch.cat(images).split(self.settings.max_batch or len(images))
-            return torch.cat([self.model.encode(piece) for piece in pieces])
+            return torch.cat([encoded(self.model, piece) for piece in pieces])
 
     def invert(self, until: int, settings: Settings | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """The states x[0..until] of the background and of the placed object, (until + 1, 1, C, h / 8, w / 8) each.
@@ -163,7 +163,7 @@ class Frame:
         groups = [[name] for name in missing.values()] if keeps else [list(missing.values())]
         for group in groups:
             latents = self.encode(*(images[name] for name in group))
-            with self.timed("inversion"):
+            with self.stage("inversion"):
                 inverted = invert_latents(
                     self.model,
                     latents,
@@ -263,8 +263,8 @@ class Frame:
 
     def _decoded(self, latent: torch.Tensor) -> np.ndarray:
         """A latent (1, C, h / 8, w / 8) as values (H, W, 3) of the window's own size."""
-        with self.timed("decode"):
-            return decoded_values(self.model, latent, self.window.size)
+        with self.stage("decode"):
+            return from_canvas(decoded(self.model, latent)[0], self.window.size)
 
     def _lost(self, of_object: bool) -> np.ndarray:
         """What the autoencoder loses, values (H, W, 3) of the window, by `blending.give_back`.
@@ -282,9 +282,9 @@ class Frame:
             return self._decoded(self.encode(self.background if name == "background" else self.obj))
         trajectory = self.trajectories[name]
         if trajectory.decoded is None:
-            with self.timed("decode"):
-                decoded = self.model.decode(trajectory.states[:1].to(self.model.device))[0].cpu()
-            trajectory = self.trajectories[name] = replace(trajectory, decoded=decoded)
+            with self.stage("decode"):
+                image = decoded(self.model, trajectory.states[:1].to(self.model.device))[0].cpu()
+            trajectory = self.trajectories[name] = replace(trajectory, decoded=image)
             if name in self.keys:
                 self.inversions[self.keys[name]] = trajectory
         return from_canvas(trajectory.decoded, self.window.size)
@@ -333,13 +333,17 @@ class Frame:
         return lambda items, counted: self.progress(items, f"{stage}, {counted}")
 
     @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Add the wall time of the block to the stage's."""
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the wall time of the block to this stage's, and name stage and dtype in what overflows within it."""
         begin = time.perf_counter()
-        yield
+        try:
+            yield
+        except FloatingPointError as error:
+            dtype = str(self.model.dtype).removeprefix("torch.")
+            raise FloatingPointError(f"{name} in {dtype}: {error}") from error
         if torch.device(self.model.device).type == "cuda":
             torch.cuda.synchronize(self.model.device)
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - begin
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
 
 
 Method = Callable[[Frame], Composition]

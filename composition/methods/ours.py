@@ -33,7 +33,7 @@ def ours(frame: Frame) -> Composition:
     carried = frame.table.terms - 1 if frame.settings.history == "carry" else 0
     until = min(start + carried, frame.grid.steps)
     x_bg, x_obj = frame.invert(until)
-    with frame.timed("composition"):
+    with frame.stage("composition"):
         if until > start:
             table = frame.solver(frame.grid.until(until))
             pairs = zip(history_at(x_obj, table, start), history_at(x_bg, table, start), strict=True)

@@ -30,7 +30,7 @@ def published(frame: Frame) -> Composition:
     itself, which Eq. 6 turns into no guidance whatever the scale is.
     """
     x_bg, x_obj = invert_to_the_end(frame)
-    with frame.timed("composition"):
+    with frame.stage("composition"):
         x_bg, x_obj = denoise_again(frame, torch.cat([x_bg[-1], x_obj[-1]])).split(1, dim=1)
         latent = denoise_composite(frame, x_bg, x_obj)
     return frame.finish(latent)

@@ -35,7 +35,7 @@ def sdedit(frame: Frame, *, strength: float = STRENGTH, seed: int = 0) -> Compos
     if start < 1:
         raise ValueError(f"strength {strength} of {steps} steps rounds to none: give more than {0.5 / steps:g}")
     pasted = frame.encode(pasted_image(frame))
-    with frame.timed("composition"):
+    with frame.stage("composition"):
         x = noised(pasted, draw(generator(seed), pasted), frame.grid, start)
         latent = frame.denoise(x, frame.text_prediction(), start)
     return frame.finish(latent)

@@ -80,7 +80,7 @@ def tf_icon(frame: Frame, *, tau_a: float = TAU_A, tau_b: float = TAU_B, seed: i
             raise ValueError(f"{name} is a share of the run in [0, 1], got {tau}")
     steps = frame.grid.steps
     x_bg, x_obj = (states[-1] for states in invert_to_the_end(frame))
-    with frame.timed("composition"):
+    with frame.stage("composition"):
         streams = Streams(frame, injected=window(tau_a, steps), rectified=window(tau_b, steps))
         z = noise.draw(noise.generator(seed), x_bg)
         x = torch.cat([x_bg, x_obj, compose_noise(x_obj, x_bg, z, frame.m_obj, frame.m_user)])

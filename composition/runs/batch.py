@@ -3,18 +3,20 @@
     OUT/metadata.jsonl      one record per line, in the manifest's order; written last
     OUT/images/ID.png       the composites            (metadata column file_name)
     OUT/masks/ID.png        their tumour masks        (mask_file_name)
-    OUT/records/ID.json     the same records, one each; a row is done when its record is there
+    OUT/records/ID.json     the same records, one each; a row is done when its record and the files it names are whole
     OUT/errors.jsonl        the rows that failed or were refused, if any were
+    OUT/.lock               while a run is at work; killed runs leave it, and it keeps nobody away
 
 This is the layout of Hugging Face's "imagefolder", where every column `*_file_name` is one of images.
 
 Whatever order rows are made in, by however many processes, and wherever those are killed, the files come out the same
 (on the same software and the same number of threads). So every row is composed by itself, stored inversions do not
-depend on what else was made, and records hold no times. One run at a time may work on a folder.
+depend on what else was made, and records hold no times. One run at a time works on a folder, which turns away another.
 
-A row whose label falls short of the Limits is refused, and leaves nothing but its line in errors.jsonl. So a further
-run composes it again, and keeps it if the limits have become looser. The record of a row that is done has the measures
-of its label, by which stricter limits refuse it without composing.
+A row that fails, or whose label falls short of the Limits, leaves nothing but its line in errors.jsonl; what an earlier
+run made of it goes too. So a further run composes a refused row again, and keeps it if the limits have become
+looser. The record of a row that is done has the measures of its label, by which stricter limits refuse it without
+composing.
 """
 
 from __future__ import annotations
@@ -26,19 +28,24 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from sd21.files import json_lines, remove_partial, write_json, write_text
+from sd21.files import json_lines, sha256, write_json, write_text
+from sd21.folders import LOCK
 
 from ..methods import METHODS, Composition, compose
 from ..metrics.label_truth import LabelTruth
 from ..model import Model
+from ..scans.errors import RowError, ScanError
 from ..scans.images import write_image
 from ..settings import Settings
 from . import record
 from .limits import Limits
-from .manifest import Row, read_manifest
+from .manifest import BadRow, Row, read_manifest
 from .ranks import Ranks
+from .request import check_apart
 from .store import InversionStore
 from .summary import Summary, figures_of
+
+TABLES = ("metadata.jsonl", "errors.jsonl")
 
 
 def run_batch(
@@ -59,37 +66,41 @@ def run_batch(
     cache: a folder for the inversions, shared by ranks and by runs; without it each rank keeps its last ones in memory.
         Rows are taken by background, so that those that share one come together.
     limits: what a label has to keep, or its row is refused.
-    Returns the summary on rank 0, None on others. Raises ValueError for a method that does not exist, OSError for a
-    manifest or folder that cannot be used.
+    Returns the summary on rank 0, None on others. Raises ValueError for a method that does not exist, for a manifest or
+    folder that cannot be used (RowError, FolderError), and for results that would take the place of an input
+    (ScanError); nothing is changed then.
     """
     if method not in METHODS:
         raise ValueError(f"method is a name, one of {', '.join(METHODS)}, for records to hold; got {method!r}")
     ranks, out = Ranks(f"batch {out}"), Path(out)
-    store = ranks.store
-    rows, errors = read_manifest(manifest, settings)
-    total = len(rows) + len(errors)
+    rows, bad = read_manifest(manifest, settings)
     if ranks.rank == 0:
-        for name in ("images", "masks", "records"):
-            (out / name).mkdir(parents=True, exist_ok=True)
-        remove_partial(out)
-    ranks.begin()
+        _check_nothing_is_lost(Path(manifest), rows, bad, out)
+    with ranks.owning(out, cache=cache):
+        if rows:
+            inversions, model = InversionStore(cache), load_model()
+            queue = sorted(rows, key=lambda row: str(row.request.files["background"]))
+            for row in ranks.share(queue, title=out.name, quiet=quiet):
+                ranks.store.set(f"error {row.line}", _attempt(row, out, model, method, inversions, limits, ranks.store))
+        ranks.finish()
+        return _summed_up(rows, bad, out, ranks.store) if ranks.rank == 0 else None
 
-    if rows:
-        model, inversions = load_model(), InversionStore(cache)
-        queue = sorted(rows, key=lambda row: str(row.request.files["background"]))
-        for row in ranks.share(queue, title=out.name, quiet=quiet):
-            store.set(f"error {row.line}", _attempt(row, out, model, method, inversions, limits, store))
-    ranks.finish()
-    if ranks.rank > 0:
-        return None
-    for row in rows:
-        if message := store.get(f"error {row.line}").decode():
-            errors[row.line] = message
-    _write_tables(out, [row for row in rows if row.line not in errors], errors)
-    counts = {name: store.add(name, 0) for name in ("written", "kept", "refused", "reused", "saved_rows")}
-    refused_by = {one.name: store.add(one.name, 0) for one in fields(Limits)}
-    refused_by = {name: count for name, count in refused_by.items() if count}
-    return Summary(rows=total, bad=len(errors), refused_by=refused_by, **counts, **figures_of(out / "metadata.jsonl"))
+
+def _check_nothing_is_lost(manifest: Path, rows: list[Row], bad: dict[int, BadRow], out: Path) -> None:
+    """Raises ScanError where a result would take the place of an input, or of a file that no batch has made, and
+    RowError where not a row is good and an earlier run's results would all go."""
+    outputs = [path for row in rows for path in _files_of(out, row.id)]
+    inputs = [path for row in rows for path in row.request.files.values()]
+    check_apart([manifest, *inputs], [*outputs, *(out / name for name in TABLES)])
+    ours = (out / "records").is_dir() or (out / LOCK).exists()
+    if not ours and (taken := [path for path in outputs if path.exists()]):
+        raise ScanError(f"{taken[0]} is there already, and no batch has made it; name another folder for the results")
+    if not rows and bad and any((out / "records").glob("*.json")):
+        line, row = next(iter(bad.items()))
+        raise RowError(
+            f"no row of {manifest} can be composed (line {line}: {row.error}), so that all that an earlier run made in "
+            f"{out} would go; nothing was changed. Mend the manifest, or name another folder for the results"
+        )
 
 
 def _attempt(
@@ -115,24 +126,30 @@ def _attempt(
         composition = None
         if label is None:
             sample = row.request.read(row.settings.fit)
-            _remove(out, asked)  # what an earlier run made of other inputs
+            _remove(out, row.id)  # what an earlier run made of other inputs
             composition = compose(model, *sample, row.settings, method=method, inversions=inversions)
             _count_reused(composition, store)
             label = composition.label
         if broken := limits.broken(label):
-            _remove(out, asked)
+            _remove(out, row.id)
             for name in ("refused", *broken):
                 store.add(name, 1)
             return f"refused: {'; '.join(limits.faults(label))}"
         if composition is not None:
-            write_image(out / asked["file_name"], composition.image)
-            write_image(out / asked["mask_file_name"], composition.mask)
-            entry = {**asked, **record.results(composition), **record.environment(model)}
-            write_json(_record_of(out, asked), entry)
+            _write(out, asked, composition, model)
     except Exception as error:  # whatever is wrong with one row, the others go on
-        return record.told(error)
+        return f"{record.told(error)}{_swept(out, row.id)}"
     store.add("kept" if composition is None else "written", 1)
     return ""
+
+
+def _write(out: Path, asked: dict, composition: Composition, model: Model) -> None:
+    """Write a row's files, its record last."""
+    image, mask, entry = _files_of(out, asked["id"])
+    write_image(image, composition.image)
+    write_image(mask, composition.mask)
+    written = {"sha256": {"image": sha256(image), "mask": sha256(mask)}}
+    write_json(entry, {**asked, **written, **record.results(composition), **record.environment(model)})
 
 
 def _count_reused(composition: Composition, store: dist.Store) -> None:
@@ -142,25 +159,48 @@ def _count_reused(composition: Composition, store: dist.Store) -> None:
             store.add("saved_rows", report.rows)
 
 
-def _record_of(out: Path, asked: dict) -> Path:
-    return out / "records" / f"{asked['id']}.json"
+def _files_of(out: Path, row: str) -> tuple[Path, Path, Path]:
+    """The files of the row with this id: image, mask, record."""
+    return out / "images" / f"{row}.png", out / "masks" / f"{row}.png", out / "records" / f"{row}.json"
 
 
 def _kept_label(out: Path, asked: dict) -> LabelTruth | None:
-    """The measures of the label if an earlier run made this very row: same inputs, settings and model. Else None."""
-    if not all((out / asked[name]).exists() for name in ("file_name", "mask_file_name")):
+    """The measures of the label if an earlier run made this very row: same inputs, settings and model, and the files
+    are those that it wrote. Else None."""
+    image, mask, entry = _files_of(out, asked["id"])
+    found = record.read_kept(entry, asked)
+    if found is None or not (image.is_file() and mask.is_file()):
         return None
-    found = record.read_kept(_record_of(out, asked), asked)
-    return None if found is None else record.label_of(found)
+    whole = found.get("sha256") == {"image": sha256(image), "mask": sha256(mask)}
+    return record.label_of(found) if whole else None
 
 
-def _remove(out: Path, asked: dict) -> None:
+def _remove(out: Path, row: str) -> None:
     """Remove a row's files: its record first, so that a kill leaves no record of what is gone."""
-    for path in (_record_of(out, asked), out / asked["file_name"], out / asked["mask_file_name"]):
+    for path in reversed(_files_of(out, row)):
         path.unlink(missing_ok=True)
 
 
-def _write_tables(out: Path, good: list[Row], errors: dict[int, str]) -> None:
-    records = (json.loads((out / "records" / f"{row.id}.json").read_text(encoding="utf-8")) for row in good)
-    write_text(out / "metadata.jsonl", json_lines(records))
-    record.write_errors(out / "errors.jsonl", [{"line": line, "error": errors[line]} for line in sorted(errors)])
+def _swept(out: Path, row: str) -> str:
+    """Remove the files of a row that has failed; what else to say of it where they cannot be removed."""
+    try:
+        _remove(out, row)
+    except OSError as error:
+        return f"; and what an earlier run has made of it is still there: {error}"
+    return ""
+
+
+def _summed_up(rows: list[Row], bad: dict[int, BadRow], out: Path, store: dist.Store) -> Summary:
+    """Write the tables, when every row was attempted, and count."""
+    errors = {line: row.error + ("" if row.id is None else _swept(out, row.id)) for line, row in bad.items()}
+    for row in rows:
+        if message := store.get(f"error {row.line}").decode():
+            errors[row.line] = message
+    good = [_files_of(out, row.id)[2] for row in rows if row.line not in errors]
+    records, failed = (out / name for name in TABLES)
+    write_text(records, json_lines(json.loads(path.read_text(encoding="utf-8")) for path in good))
+    record.write_errors(failed, [{"line": line, "error": errors[line]} for line in sorted(errors)])
+    counts = {name: store.add(name, 0) for name in ("written", "kept", "refused", "reused", "saved_rows")}
+    refused_by = {one.name: store.add(one.name, 0) for one in fields(Limits)}
+    refused_by = {name: count for name, count in refused_by.items() if count}
+    return Summary(rows=len(rows) + len(bad), bad=len(errors), refused_by=refused_by, **counts, **figures_of(records))

@@ -7,6 +7,7 @@ from solvers import INVERSIONS
 from ..methods import Composition
 from ..metrics.label_truth import LEAST_OWN_CONTRAST
 from .limits import Limits
+from .summary import MOST_SHRUNK
 
 # What is enlarged more than this shows its lack of fine texture.
 MOST_ENLARGED = 1.5
@@ -39,6 +40,12 @@ def cautions(composition: Composition) -> list[str]:
             f"the network sees {'the scan' if whole else 'a window'} of {width}x{height} pixels, enlarged "
             f"{window.zoom:.1f} times: it sees no finer texture than the scan has"
             + ("" if whole else "; a larger --focus-context enlarges it less")
+        )
+    if window.zoom < MOST_SHRUNK:
+        said.append(
+            f"the network sees {'the scan' if whole else 'a window'} of {window.size[1]}x{window.size[0]} pixels, "
+            f"shrunk {1 / window.zoom:.1f} times: what it draws has no finer texture; "
+            + ("use --focus window, which shows it the target alone" if whole else "use a smaller --focus-context")
         )
     for name, report in composition.inversion.items():
         if report.converged is False:  # and not None, of one that nobody has measured

@@ -5,12 +5,15 @@ The command line makes its options of the fields of Limits, as it does of those 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 
+from sd21.words import shown
+
 from ..metrics.label_truth import LabelTruth
+
+MOST = 1_000_000  # no measure of a label comes near it
 
 
 def _limit(default: float | None, about: str, sentence: Callable[[LabelTruth, float], str], advice: str):
@@ -22,8 +25,8 @@ def _limit(default: float | None, about: str, sentence: Callable[[LabelTruth, fl
 class Limits:
     """What a label has to keep; None turns a limit off. A field is min_ or max_ and the name of one of LabelTruth's.
 
-    What is undefined (None in LabelTruth) breaks no limit. Raises ValueError, naming the field, for what is no finite
-    number.
+    What is undefined (None in LabelTruth) breaks no limit. Raises ValueError, naming the field, for what is no number
+    or lies beyond MOST.
     """
 
     # Where the grey values are matched and the target is large enough, no real lesion of the prototypes was below it;
@@ -81,9 +84,9 @@ class Limits:
             if value is None:
                 continue
             number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
-            if not number or not math.isfinite(value):
-                expected = "a whole number" if whole else "a finite number"
-                raise ValueError(f"{one.name} is {expected}, or None to turn it off; got {value!r}")
+            if not number or not -MOST <= value <= MOST:
+                expected = f"{'a whole number' if whole else 'a number'} from {-MOST} to {MOST}"
+                raise ValueError(f"{one.name} is {expected}, or None to turn it off; got {shown(value)}")
             object.__setattr__(self, one.name, int(value) if whole else float(value))
 
     @classmethod

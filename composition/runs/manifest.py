@@ -13,12 +13,15 @@ import re
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+from sd21.words import one_line, shown
+
 from ..scans.errors import RowError
 from ..settings import Settings
 from .request import FILES, Request
 
 REQUIRED = ("background", "object", "object_mask", "prompt")
 OPTIONAL = ("user_mask", "user_box", "id", "settings")
+LONGEST_ID = 128  # with a suffix it still is a file name everywhere
 
 
 @dataclass(frozen=True)
@@ -29,49 +32,85 @@ class Row:
     settings: Settings
 
 
-def read_manifest(path: str | Path, settings: Settings) -> tuple[list[Row], dict[int, str]]:
-    """The rows, in the manifest's order, and what is wrong with the bad ones, by line number.
+@dataclass(frozen=True)
+class BadRow:
+    """A row that cannot be composed. id: its own, where it has a good one that no other row has; else None."""
 
-    settings: what holds for every row that does not say otherwise. Images are not opened yet. Raises OSError.
+    id: str | None
+    error: str
+
+
+def read_manifest(path: str | Path, settings: Settings) -> tuple[list[Row], dict[int, BadRow]]:
+    """The rows, in the manifest's order, and the bad ones, by line number.
+
+    settings: what holds for every row that does not say otherwise. Images are not opened yet. Raises RowError for a
+    manifest that is no regular file, or is not there.
     """
-    path, rows, errors, lines_of = Path(path), [], {}, {}
-    for line, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not text.strip():
-            continue
+    path, rows, bad, lines_of = Path(path), [], {}, {}
+    if not path.is_file():
+        raise RowError(f"{path} is {'no file' if path.exists() else 'not there'}; expected a manifest, JSON lines")
+    for line, raw in enumerate(path.read_bytes().split(b"\n"), start=1):
+        identity = None
         try:
-            row = _parse(text, line, path.parent, settings)
+            entry = _entry_of(raw, first=line == 1)
+            if entry is None:
+                continue
+            asked = _id_of(entry, line)
             # Names that differ in case alone are one file on some systems.
-            if (earlier := lines_of.setdefault(row.id.casefold(), line)) != line:
-                raise RowError(f"the id {row.id!r} is taken by line {earlier}; give every row its own")
-            rows.append(row)
-        except (ValueError, TypeError) as error:
-            errors[line] = str(error)
-    return rows, errors
+            if (earlier := lines_of.setdefault(asked.casefold(), line)) != line:
+                raise RowError(f"the id {asked!r} is taken by line {earlier}; give every row its own")
+            identity = asked
+            rows.append(_row_of(entry, identity, line, path.parent, settings))
+        except (ValueError, OSError) as error:  # OSError: a name that is too long for the system
+            bad[line] = BadRow(identity, one_line(str(error)))
+    return rows, bad
 
 
-def _parse(text: str, line: int, folder: Path, settings: Settings) -> Row:
+def _entry_of(raw: bytes, *, first: bool) -> dict | None:
+    """The JSON object of a line; None for an empty one. Raises RowError for anything else."""
+    try:
+        # Editors of Windows begin a file with a byte order mark.
+        text = raw.decode("utf-8-sig" if first else "utf-8")
+    except UnicodeDecodeError as error:
+        raise RowError(f"not UTF-8: {error}; save the manifest as UTF-8") from None
+    if not text.strip():
+        return None
     try:
         entry = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise RowError(f"not a JSON object: {error}") from error
+    except (ValueError, RecursionError) as error:  # ValueError: JSON's own, and that of numbers of thousands of digits
+        raise RowError(f"not a JSON object: {error}") from None
     if not isinstance(entry, dict):
         raise RowError(f"expected a JSON object, got {type(entry).__name__}")
+    return {name: value for name, value in entry.items() if value is not None or name not in OPTIONAL}
+
+
+def _id_of(entry: dict, line: int) -> str:
+    identity = entry.get("id", f"{line:06d}")
+    if not isinstance(identity, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", identity):
+        raise RowError(f"the id names files: letters, digits, '.', '_' and '-' only, got {shown(identity)}")
+    if len(identity) > LONGEST_ID:
+        raise RowError(f"the id has {len(identity)} characters, expected {LONGEST_ID} at most: {shown(identity)}")
+    return identity
+
+
+def _row_of(entry: dict, identity: str, line: int, folder: Path, settings: Settings) -> Row:
+    """Raises RowError, ScanError or ValueError (of Settings) for what cannot be composed."""
     missing = [name for name in REQUIRED if not isinstance(entry.get(name), str)]
-    unknown = [name for name in entry if name not in (*REQUIRED, *OPTIONAL)]
+    unknown = [one_line(name, 80) for name in entry if name not in (*REQUIRED, *OPTIONAL)]
     if missing or unknown:
         raise RowError(
             f"missing or not a text: {', '.join(missing) or 'none'}; unknown: {', '.join(unknown) or 'none'}; "
             f"a row has {', '.join(REQUIRED)}, one of user_mask and user_box, and may have id and settings"
         )
-    identity = entry.get("id", f"{line:06d}")
-    if not isinstance(identity, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", identity):
-        raise RowError(f"the id names files: letters, digits, '.', '_' and '-' only, got {identity!r}")
+    if not isinstance(entry.get("user_mask", ""), str):
+        raise RowError(f"user_mask is the name of a file, got {shown(entry['user_mask'])}")
     changes = entry.get("settings", {})
     known = [field.name for field in fields(Settings)]
     if not isinstance(changes, dict) or any(name not in known for name in changes):
-        raise RowError(f"settings is an object with some of {', '.join(known)}; got {changes!r}")
+        raise RowError(f"settings is an object with some of {', '.join(known)}; got {shown(changes)}")
     files = {name: folder / entry[name] for name in FILES if name in entry}
-    request = Request(files, parse_box(entry["user_box"]) if "user_box" in entry else None, entry["prompt"])
+    box = parse_box(entry["user_box"]) if "user_box" in entry else None
+    request = Request(files, box, entry["prompt"])
     request.check_files()
     return Row(line, identity, request, replace(settings, **changes))
 
@@ -79,5 +118,5 @@ def _parse(text: str, line: int, folder: Path, settings: Settings) -> Row:
 def parse_box(value: object) -> tuple[int, int, int, int]:
     """Four whole numbers: x, y, width, height."""
     if not isinstance(value, list) or len(value) != 4 or not all(type(number) is int for number in value):
-        raise RowError(f"user_box is four whole numbers x, y, width, height, got {value!r}")
+        raise RowError(f"user_box is four whole numbers x, y, width, height, got {shown(value)}")
     return tuple(value)

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import TypeVar
 
 import torch.distributed as dist
 from tqdm import tqdm
+
+from sd21.folders import owned
 
 Item = TypeVar("Item")
 FOREVER = timedelta(days=365)  # where a rank dies torchrun ends the others, so nobody waits in vain
@@ -36,6 +40,17 @@ class Ranks:
         if self.rank == 0:
             self.store.set("ready", "")
         self.store.wait(["ready"])
+
+    @contextmanager
+    def owning(self, folder: Path, *, cache: str | Path | None = None) -> Iterator[None]:
+        """Within the block these processes alone write to the folder, as `sd21.folders.owned` says; rank 0 enters
+        first."""
+        if self.rank > 0:
+            self.begin()
+        with owned(folder, cache=cache, rank=self.rank):
+            if self.rank == 0:
+                self.begin()
+            yield
 
     def share(self, items: Sequence[Item], *, title: str, quiet: bool) -> Iterator[Item]:
         """The items that this rank is to do. All ranks pass the same items, and each takes the next when it is free."""

@@ -16,7 +16,9 @@ from pathlib import Path
 
 import torch
 
+from sd21.command import memory_told, out_of_memory
 from sd21.files import json_lines, write_text
+from sd21.words import one_line
 from solvers import InversionError
 
 from ..methods import Composition
@@ -24,6 +26,7 @@ from ..metrics.label_truth import LabelTruth
 from ..model import Model
 from ..settings import Settings
 
+LONGEST = 1000  # characters of an error that is told
 PACKAGES = ("tumour-composition", "torch", "transformers", "numpy", "pillow")
 
 
@@ -94,11 +97,12 @@ def write_errors(path: Path, errors: Sequence[dict]) -> None:
 
 def told(error: Exception) -> str:
     """What went wrong, in a line. Our checks of files and values raise a few types; for any other the place is told."""
-    text = f"{type(error).__name__}: {error}"
-    if isinstance(error, ValueError | OSError | ImportError | FloatingPointError | InversionError):
-        return text
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{text} ({frame.name} in {frame.filename}, line {frame.lineno})"
+    text = memory_told(error) if out_of_memory(error) else str(error)
+    text = one_line(f"{type(error).__name__}: {text}", LONGEST)
+    if not isinstance(error, ValueError | OSError | ImportError | FloatingPointError | InversionError):
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        text = f"{text} ({frame.name} in {frame.filename}, line {frame.lineno})"
+    return text.encode("utf-8", "backslashreplace").decode()  # a file's name need not be text
 
 
 def read_kept(path: Path, asked: dict) -> dict | None:
@@ -110,7 +114,7 @@ def read_kept(path: Path, asked: dict) -> dict | None:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except (ValueError, OSError, RecursionError) as error:
         warnings.warn(f"{path} is damaged and will be made again: {error}", stacklevel=2)
         return None
     same = isinstance(found, dict) and all(name in found and found[name] == value for name, value in asked.items())

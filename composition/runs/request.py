@@ -5,6 +5,8 @@ A request knows files, and checks them before any model is loaded. The Sample th
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,11 +29,17 @@ class Request:
 
     def check_files(self) -> None:
         """What can be checked without opening an image. Raises ScanError."""
+        try:
+            self.prompt.encode()
+        except UnicodeEncodeError as error:  # half a character, which JSON can spell and no tokenizer reads
+            raise ScanError(f"the prompt is no text: {error}; mend its encoding") from None
         if ("user_mask" in self.files) == (self.user_box is not None):
             raise ScanError("the target region is given either as a user mask or as a user box, and not as both")
         for name, path in self.files.items():
-            if not split_slice(path)[0].is_file():
-                raise ScanError(f"{name}: there is no such file: {path}")
+            file = split_slice(path)[0]
+            if not file.is_file():
+                what = "this is no regular file" if file.exists() else "there is no such file"
+                raise ScanError(f"{name}: {what}: {path}")
 
     def read(self, fit: str = "inside") -> Sample:
         """Read and check everything that can be checked without a model, the placement too. fit: as settings.fit.
@@ -53,3 +61,19 @@ class Request:
         for name, path in self.files.items():
             files[name] = {"file": path.name, "sha256": sha256(split_slice(path)[0])}
         return {"prompt": self.prompt, "user_box": self.user_box and list(self.user_box), "inputs": files}
+
+
+def check_apart(inputs: Iterable[Path], outputs: Iterable[Path]) -> None:
+    """Raises ScanError if an output, where a file lies already, is one of the inputs, under whatever name."""
+    taken = {_identity(path): path for path in outputs if os.path.exists(path)}
+    for path in inputs:
+        file = split_slice(path)[0]
+        if os.path.exists(file) and (output := taken.get(_identity(file))) is not None:
+            raise ScanError(
+                f"the result {output} would take the place of the input {path}; name another folder for the results"
+            )
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    found = os.stat(path)
+    return found.st_dev, found.st_ino

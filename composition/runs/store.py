@@ -18,9 +18,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from sd21.files import atomic
+from sd21.words import one_line
 from solvers import InversionReport
 
 from ..inversions import Trajectory
+from ..scans.errors import ScanError
 
 
 class InversionStore(MutableMapping[str, Trajectory]):
@@ -29,25 +31,28 @@ class InversionStore(MutableMapping[str, Trajectory]):
     One safetensors file per trajectory, which carries its report, its key and a SHA-256 of its tensors. A file that is
     damaged, or is not what its name says, is warned of and counts as absent, so that it is made again. Any number of
     processes may share a folder: files appear whole, and whoever makes one twice makes the same. In one process one
-    thread may use a store.
+    thread may use a store. Raises ScanError for a folder that is a file.
     """
 
     def __init__(self, folder: str | Path | None = None, keep: int = 64):
         self.folder = None if folder is None else Path(folder)
         self.keep = keep
         self._recent: OrderedDict[str, Trajectory] = OrderedDict()
-        if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
+        if self.folder is not None and self.folder.exists() and not self.folder.is_dir():
+            raise ScanError(f"{self.folder} is a file; name a folder to keep inversions in")
 
     def __getitem__(self, key: str) -> Trajectory:
         if key not in self._recent:
             path = self._path(key)
             if path is None or not path.exists():
                 raise KeyError(key)
+            if not path.is_file():  # to open a pipe would wait for its writer
+                raise OSError(f"{path} is no regular file, and stands where an inversion is to be kept; remove it")
             try:
                 self._remember(key, _read(path, key))
-            except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-                warnings.warn(f"stored inversion {path} is unusable and will be made again: {error}", stacklevel=2)
+            except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+                why = one_line(str(error))
+                warnings.warn(f"stored inversion {path} is unusable and will be made again: {why}", stacklevel=2)
                 raise KeyError(key) from error
         self._recent.move_to_end(key)
         return self._recent[key]
@@ -87,8 +92,11 @@ def _write(path: Path, key: str, trajectory: Trajectory) -> None:
     if trajectory.decoded is not None:
         tensors["decoded"] = trajectory.decoded.contiguous()
     metadata = {"key": key, "report": json.dumps(asdict(trajectory.report)), "sha256": _digest(tensors)}
-    with atomic(path) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
+    try:
+        with atomic(path) as temporary:
+            save_file(tensors, temporary, metadata=metadata)
+    except SafetensorError as error:  # what the library makes of a full disk
+        raise OSError(f"the inversion {path} cannot be written: {one_line(str(error))}") from error
 
 
 def _read(path: Path, key: str) -> Trajectory:

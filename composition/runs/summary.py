@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+# Of a scan that the network sees at less than this share of its resolution, it does not see the fine texture.
+MOST_SHRUNK = 1 / 2
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -17,7 +20,8 @@ class Summary:
     reused: backgrounds and objects that had been inverted before; saved_rows: the rows through the UNet that this
         spared.
     The rest is of all rows in metadata.jsonl. labels: for every measure of LabelTruth its median, least and greatest
-        value, and how many rows have none; no entry where no row has one. enlarged: rows whose window was enlarged.
+        value, and how many rows have none; no entry where no row has one.
+    enlarged: rows whose window was enlarged; shrunk: rows that the network saw at less than half of their resolution.
     missed: inversions that came out above their tolerance; worst_error: the worst error of any, None where none was
         measured. A scan's inversion counts for every row that it is in.
     """
@@ -32,6 +36,7 @@ class Summary:
     saved_rows: int
     labels: dict[str, dict[str, float]]
     enlarged: int
+    shrunk: int
     missed: int
     worst_error: float | None
 
@@ -45,6 +50,8 @@ class Summary:
         text += "\n" if self.labels else ""
         if self.enlarged:
             text += f"Windows that were enlarged: {self.enlarged}. "
+        if self.shrunk:
+            text += f"Scans shrunk more than twice for the network (see --focus): {self.shrunk}. "
         if self.worst_error is not None:
             text += f"Inversions above their tolerance: {self.missed}; the worst error: {self.worst_error:.1%}. "
         return text + (
@@ -56,7 +63,7 @@ class Summary:
 def figures_of(metadata: Path) -> dict:
     """The fields of Summary that tell what is in metadata.jsonl; line by line, as it may be long."""
     labels: dict[str, list[float | None]] = {}
-    errors, missed, enlarged = [], 0, 0
+    errors, missed, enlarged, shrunk = [], 0, 0, 0
     with metadata.open(encoding="utf-8") as file:
         for entry in map(json.loads, file):
             for name, value in entry["label"].items():
@@ -64,11 +71,13 @@ def figures_of(metadata: Path) -> dict:
             window = entry["window"]
             sides = [stop - start for start, stop in (window["rows"], window["columns"])]
             enlarged += window["zoom"] > 1 and sides != entry["size"]
+            shrunk += window["zoom"] < MOST_SHRUNK
             errors += [report["error"] for report in entry["inversion"].values()]
             missed += sum(report["converged"] is False for report in entry["inversion"].values())
     return {
         "labels": {name: of for name, values in labels.items() if (of := _spread(values))},
         "enlarged": enlarged,
+        "shrunk": shrunk,
         "missed": missed,
         "worst_error": max((error for error in errors if error is not None), default=None),
     }

@@ -6,11 +6,12 @@
     python -m sd21.training export    --out RUN --to sd21/mini
 
 The same commands run on a GPU and, slower, on a CPU. `vae` and `diffusion` go on where a killed or time-limited run
-stopped.
+stopped. One command at a time works on a folder.
 """
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
 # cuBLAS is deterministic only with a fixed workspace. It reads this setting when torch first uses it.
@@ -18,6 +19,9 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import torch
 
+from ..command import guarded
+from ..folders import owned
+from . import data
 from .diffusion import train_diffusion
 from .export import export
 from .loop import Plan
@@ -54,20 +58,31 @@ def parser() -> argparse.ArgumentParser:
     return root
 
 
-def main() -> None:
-    arguments = parser().parse_args()
+def main(arguments: list[str] | None = None) -> int:
+    """Run one stage; returns the exit code of `sd21.command.guarded`."""
+    again = "vae and diffusion go on from their last checkpoint by the same command, the other stages begin anew"
+    return guarded(lambda: _run(parser().parse_args(arguments)), again)
+
+
+def _run(options: argparse.Namespace) -> int:
     torch.use_deterministic_algorithms(True, warn_only=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if arguments.stage == "export":
-        return export(arguments.out, arguments.to)
-    if arguments.stage == "latents":
-        return write_latents(arguments.data, arguments.out, arguments.variants, arguments.seed, device)
-    plan = Plan(*(getattr(arguments, name) for name in ("steps", "batch", "lr", "seed", "every", "minutes")))
-    if arguments.stage == "vae":
-        train_vae(arguments.data, arguments.out, plan, arguments.crop, device)
-    else:
-        train_diffusion(arguments.data, arguments.out, plan, device)
+    if options.stage == "export":
+        export(options.out, options.to)
+        return 0
+    data.find_scans(options.data)  # for its error, before there is a folder
+    if options.stage == "latents":
+        with owned(options.out):
+            write_latents(options.data, options.out, options.variants, options.seed, device)
+        return 0
+    plan = Plan(*(getattr(options, name) for name in ("steps", "batch", "lr", "seed", "every", "minutes")))
+    with owned(options.out):
+        if options.stage == "vae":
+            train_vae(options.data, options.out, plan, options.crop, device)
+        else:
+            train_diffusion(options.data, options.out, plan, device)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

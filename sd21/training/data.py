@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from ..words import one_line
+
 IMAGE_SIZE = 256
 FOLDERS = {
     "no": "br35h/no",
@@ -126,8 +128,11 @@ def load_pixels(scans: list[Scan], size: int = IMAGE_SIZE) -> torch.Tensor:
     """Grey levels (N, size, size), uint8; scans are stretched to the square."""
     pixels = np.empty((len(scans), size, size), np.uint8)
     for i, scan in enumerate(scans):
-        with Image.open(scan.path) as image:
-            pixels[i] = np.asarray(image.convert("L").resize((size, size), Image.Resampling.LANCZOS))
+        try:
+            with Image.open(scan.path) as image:
+                pixels[i] = np.asarray(image.convert("L").resize((size, size), Image.Resampling.LANCZOS))
+        except Exception as error:  # Pillow raises a dozen types for damaged files
+            raise ValueError(f"{scan.path} cannot be read as an image: {one_line(str(error))}") from error
     return torch.from_numpy(pixels)
 
 

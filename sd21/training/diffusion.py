@@ -13,7 +13,7 @@ from ..config import SchedulerConfig, TextConfig, UNetConfig
 from ..text import TextEncoder
 from ..unet import UNet
 from . import data, recipe
-from .loop import Plan, autocast, train
+from .loop import Plan, autocast, load, train
 from .tokenizer import CONTEXT_LENGTH, END, PAD, START, write_tokenizer
 
 NULL_SHARE = 0.1  # this share of the samples has the empty prompt, which guidance needs (Ho and Salimans 2022)
@@ -66,7 +66,7 @@ def token_ids(vocabulary: dict[str, int], captions: list[str]) -> Tensor:
 def train_diffusion(scans: str | Path, out: Path, plan: Plan, device: torch.device) -> Denoiser:
     """Start or continue training OUT/diffusion.pt on OUT/latents.pt; write OUT/tokenizer. Returns the average model."""
     training, held_out = data.split(data.find_scans(scans))
-    latents = torch.load(out / "latents.pt", map_location=device, weights_only=True)
+    latents = load(out / "latents.pt", ["training", "held_out"], "the stage latents", device)
     if (len(training), len(held_out)) != (len(latents["training"]), len(latents["held_out"])):
         raise ValueError(f"{out}/latents.pt is of other scans than {scans}; run the stage latents again")
     weights = data.sampling_weights(training)

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from ..files import atomic, write_json
 from . import recipe
 from .diffusion import TOKENIZER_FOLDER
+from .loop import load
 from .tokenizer import END, PAD, START
 
 MODEL_INDEX = {
@@ -30,9 +31,9 @@ def export(run: Path, folder: Path) -> None:
     """Write RUN's model to `folder`, which must not exist; it appears under its name when it is complete."""
     if folder.exists():
         raise FileExistsError(f"{folder} exists; move it away first")
-    vae = load(run / "vae.pt")["average"]
-    diffusion = load(run / "diffusion.pt")["average"]
-    factor = load(run / "latents.pt")["scaling_factor"]
+    vae = load(run / "vae.pt", ["average"], "the stage vae")["average"]
+    diffusion = load(run / "diffusion.pt", ["average"], "the stage diffusion")["average"]
+    factor = load(run / "latents.pt", ["scaling_factor"], "the stage latents")["scaling_factor"]
     vocabulary = json.loads((run / TOKENIZER_FOLDER / "vocab.json").read_text(encoding="utf-8"))
     special = {"bos_token_id": vocabulary[START], "eos_token_id": vocabulary[END], "pad_token_id": vocabulary[PAD]}
 
@@ -51,10 +52,6 @@ def export(run: Path, folder: Path) -> None:
             write_json(temporary / name / "config.json", config)
             half = {key: value.half().contiguous() for key, value in weights.items()}
             save_file(half, temporary / name / file, metadata={"format": "pt"})
-
-
-def load(path: Path) -> dict:
-    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def part(weights: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

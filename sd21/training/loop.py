@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..files import atomic, write_text
+from ..words import one_line
 from .muon import optimizers
 
 WARMUP = 200  # steps to the full learning rate
@@ -30,7 +31,7 @@ class Plan:
     """How long and with what a stage trains.
 
     When a run is resumed, `steps` and `minutes` may change and the rest may not. `minutes` limits this call only, which
-    then ends at a checkpoint.
+    then ends at a checkpoint. Raises ValueError, naming the field, for what nothing can be trained with.
     """
 
     steps: int
@@ -39,6 +40,17 @@ class Plan:
     seed: int = 0
     every: int = 200  # steps from one validation and checkpoint to the next
     minutes: float = math.inf
+
+    def __post_init__(self):
+        for name in ("steps", "batch", "every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is a whole number from 1 up, got {getattr(self, name)}")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"lr is a finite number above 0, got {self.lr}")
+        if not self.minutes > 0:
+            raise ValueError(f"minutes are above 0, got {self.minutes}")
+        if not 0 <= self.seed < 2**40:  # step_generator multiplies it
+            raise ValueError(f"seed is a whole number from 0 to 2**40 - 1, got {self.seed}")
 
     @property
     def fixed(self) -> dict:
@@ -124,7 +136,7 @@ def resume(checkpoint: Path, parts: dict, plan: Plan) -> list[dict]:
     """Load the parts from the checkpoint, if there is one; returns its log."""
     if not checkpoint.exists():
         return []
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    state = load(checkpoint, ("plan", "log", *parts), "this stage, in another folder")
     if state["plan"] != plan.fixed:
         raise ValueError(
             f"{checkpoint} was trained with {state['plan']}, asked for {plan.fixed}; "
@@ -133,6 +145,21 @@ def resume(checkpoint: Path, parts: dict, plan: Plan) -> list[dict]:
     for key, part in parts.items():
         part.load_state_dict(state[key])
     return state["log"]
+
+
+def load(path: Path, names: Iterable[str], stage: str, device: torch.device | str = "cpu") -> dict:
+    """What `save` wrote: an object with these names. ValueError, which names the stage that writes it, for a file that
+    is not there, damaged or something else."""
+    if not path.is_file():
+        raise ValueError(f"{path} is not there; run {stage} first")
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+        lacking = [name for name in names if name not in state]
+    except Exception as error:  # torch raises half a dozen types for damaged files
+        raise ValueError(f"{path} is damaged ({one_line(str(error))}); remove it and run {stage} again") from error
+    if lacking:
+        raise ValueError(f"{path} lacks {', '.join(lacking)}; remove it and run {stage} again")
+    return state
 
 
 def save(state: dict, path: Path) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..config import VAEConfig
 from ..vae import VAE
 from . import data, recipe
-from .loop import Plan, autocast, save, train
+from .loop import Plan, autocast, load, save, train
 
 # The loss is L1 + L2_WEIGHT * L2 + KL_WEIGHT * KL, each a mean over its elements.
 L2_WEIGHT = 10.0  # L1 keeps edges; L2 is what PSNR measures
@@ -54,6 +54,8 @@ def psnr(images: Tensor, decoded: Tensor) -> Tensor:
 
 def train_vae(scans: str | Path, out: Path, plan: Plan, crop: int, device: torch.device) -> VAE:
     """Start or continue training OUT/vae.pt. Returns the average model."""
+    if not 8 <= crop <= data.IMAGE_SIZE or crop % 8:
+        raise ValueError(f"crop is a multiple of 8 from 8 to {data.IMAGE_SIZE}, got {crop}")
     training, held_out = data.split(data.find_scans(scans))
     some = data.evenly(held_out, VALIDATION_SCANS)
     pixels, validation = data.load_pixels(training).to(device), data.load_pixels(some).to(device)
@@ -80,7 +82,7 @@ def train_vae(scans: str | Path, out: Path, plan: Plan, crop: int, device: torch
 def trained_vae(out: Path, device: torch.device) -> VAE:
     """The averaged weights of OUT/vae.pt."""
     vae = VAE(VAEConfig.from_dict(recipe.VAE))
-    vae.load_state_dict(torch.load(out / "vae.pt", map_location="cpu", weights_only=True)["average"])
+    vae.load_state_dict(load(out / "vae.pt", ["average"], "the stage vae")["average"])
     return vae.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
 
 
@@ -91,6 +93,8 @@ def write_latents(scans: str | Path, out: Path, variants: int, seed: int, device
     Variant 0 of a training scan is the scan itself; the others are augmented copies. "scaling_factor" is one over the
     standard deviation of the training latents, and gives them the variance of the noise.
     """
+    if not 1 <= variants <= 1000:
+        raise ValueError(f"variants is a whole number from 1 to 1000, got {variants}")
     vae = trained_vae(out, device)
     training, held_out = data.split(data.find_scans(scans))
     generator = torch.Generator().manual_seed(seed)

@@ -1,0 +1,61 @@
+"""This module is the one rule of the command lines: a traceback is for a bug of ours, and anything else is one line.
+
+`python -m composition` and `python -m sd21.training` both run inside `guarded`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+from .words import one_line
+
+# What our own checks raise: CheckpointError, ScanError, FolderError, ... The request cannot be met as it stands.
+REFUSED = (ValueError, OSError, ImportError)
+INTERRUPTED = 130  # as shells report a process that ended by Ctrl-C
+
+
+def guarded(run: Callable[[], int], interrupted: str, tell: Callable[[Exception], str | None] = lambda _: None) -> int:
+    """The exit code of a command: 0, 1 for what failed on the way, 2 for a request that cannot be met, 130 for Ctrl-C.
+
+    interrupted: what a user who has pressed Ctrl-C should know. tell: the line for an error that may happen on the way,
+        beside numbers that are not finite and memory that gives out; None for one that it does not know.
+    """
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be text; stderr does so anyway
+    try:
+        return run()
+    except KeyboardInterrupt:
+        if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
+            print(f"\ninterrupted: {interrupted}", file=sys.stderr)
+        return INTERRUPTED
+    except REFUSED as error:
+        return _told(str(error) or type(error).__name__, 2)
+    except Exception as error:
+        failed = isinstance(error, FloatingPointError)
+        line = str(error) if failed else memory_told(error) if out_of_memory(error) else tell(error)
+        if line is None:
+            raise
+        return _told(line, 1)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory gave out. On the CPU torch's is a RuntimeError like any other."""
+    said = str(error)
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and ("out of memory" in said or "allocate memory" in said)
+    )
+
+
+def memory_told(error: BaseException) -> str:
+    """The line for it."""
+    return (
+        f"out of memory ({one_line(str(error)) or 'the system gives no more'}); take a smaller batch (--max-batch 1 "
+        "in a composition, --batch in training), a smaller model or a smaller scan"
+    )
+
+
+def _told(text: str, code: int) -> int:
+    print(f"error: {' '.join(text.splitlines())}", file=sys.stderr)
+    return code

@@ -170,17 +170,21 @@ def _box(text: str) -> tuple[int, int, int, int]:
 
 
 def _model_loader(options: argparse.Namespace) -> Callable:
-    """A function that loads the model the options name. Under torchrun every process takes a device of its own."""
+    """A function that loads the model the options name. Under torchrun every process takes a device of its own.
+
+    Raises ValueError for a device that cannot be had.
+    """
     import torch
 
     import sd21
+    from sd21.model import find_device
 
     if torch.distributed.is_torchelastic_launched() and torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     return partial(
         sd21.load,
         options.model,
-        device=options.device,
+        device=find_device(options.device),  # whose error comes before any work
         dtype=options.dtype and getattr(torch, options.dtype),
         revision=options.revision,
         variant=options.variant,
@@ -264,11 +268,10 @@ def _batch(options: argparse.Namespace) -> int:
     from .runs.batch import run_batch
     from .runs.limits import Limits
 
-    load_model = _model_loader(options)
     summary = run_batch(
         options.manifest,
         options.out,
-        load_model,
+        _model_loader(options),
         _settings(options),
         method=options.method,
         cache=options.cache,
@@ -289,9 +292,9 @@ def _batch(options: argparse.Namespace) -> int:
 def _benchmark(options: argparse.Namespace) -> int:
     from .benchmark import command, run_benchmark
 
-    request, load_model = command.request_of(options), _model_loader(options)
+    settings, load_model, request = _settings(options), _model_loader(options), command.request_of(options)
     networks = command.networks_of(options)
-    errors = run_benchmark(request, options.out, load_model, _settings(options), networks, quiet=options.quiet)
+    errors = run_benchmark(request, options.out, load_model, settings, networks, quiet=options.quiet)
     if errors is None:  # another rank speaks
         return 0
     if errors:

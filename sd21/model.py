@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from . import single_file, sources
-from .config import ConfigError
+from .config import PREDICTION_TYPES, ConfigError
 from .files import sha256
 from .text import TextEncoder
 from .unet import UNet
 from .vae import VAE
 from .weights import CheckpointError, check, fill
+from .words import one_line, shown
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
@@ -110,23 +111,28 @@ def load(
 
     device: default cuda, else mps, else cpu. dtype: default bfloat16 on cuda, float32 elsewhere.
     revision: a hub id's commit, tag or branch. variant: "fp16" for `*.fp16.safetensors` (taken anyway if alone).
-    prediction_type: "epsilon" or "v_prediction"; a single file needs it, for other sources it is checked.
+    prediction_type: "epsilon" or "v_prediction", for a source that does not tell. If the source tells, it is checked.
     tokenizer: a folder or hub id to take the tokenizer from; a single file needs it.
     local_files_only: look in the hub's cache alone (HF_HUB_OFFLINE=1 does the same). compile: torch.compile the UNet.
 
     Only safetensors files are read, and nothing that a checkpoint carries is ever executed. Each tensor goes from its
-    file to the device, so there is no second copy of the model. Raises CheckpointError for a source, file or set of
-    keys that cannot be loaded and ConfigError for a config that is not understood, both before any weights are read.
+    file to the device, so there is no second copy of the model. What a file holds beyond its networks is left out, and
+    the log "sd21" names it. Raises ValueError for a device or dtype that cannot be had, CheckpointError for a source,
+    file or set of keys that cannot be loaded and ConfigError for a config that is not understood, all before any
+    weights are read; CheckpointError also if a file changes or breaks while they are.
     """
-    device = _device(device)
+    device = find_device(device)
     dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
     if dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES))}, got {dtype}")
+        raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES))}, got {shown(dtype)}")
+    if prediction_type not in (None, *PREDICTION_TYPES):
+        known = " or ".join(map(repr, PREDICTION_TYPES))
+        raise CheckpointError(f"prediction_type must be {known}, got {shown(prediction_type)}")
 
     path, commit = sources.locate(source, revision, variant, local_files_only)
     vocabulary = None if tokenizer is None else sources.locate_tokenizer(tokenizer, local_files_only)
     if path.is_dir():
-        checkpoint = sources.read_folder(path, variant, vocabulary)
+        checkpoint = sources.read_folder(path, variant, prediction_type, vocabulary)
     else:
         checkpoint = single_file.read(path, variant, prediction_type, vocabulary)
     says = checkpoint.scheduler_config.prediction_type
@@ -163,21 +169,24 @@ def load(
     )
 
 
-def _device(device: str | torch.device | None) -> torch.device:
-    if device is not None:
-        try:
-            torch.empty(0, device=device)
-            found = torch.device(device)
-        except (RuntimeError, AssertionError) as error:  # an unknown name, or a device that torch was built without
-            raise ValueError(
-                f"device {device!r} cannot be had: {str(error).splitlines()[0]}; leave it out for the best"
-            ) from error
-        if found.type == "meta":
-            raise ValueError("device meta holds no values; name cpu, cuda or mps, or leave it out for the best")
-        return found
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+def find_device(device: str | torch.device | None) -> torch.device:
+    """The device of that name, or for None the best one here: cuda, else mps, else cpu. Raises ValueError for a name
+    that is unknown and for a device that is not here or cannot hold values."""
+    if device is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        torch.ones(1, device=device).item()  # there and back: the meta device takes values and returns none
+        found = torch.device(device)
+    except Exception as error:  # torch's backends share no exception for a device that they do not have
+        cause = one_line((str(error).splitlines() or [type(error).__name__])[0], 120)
+        raise ValueError(f"device {shown(device)} cannot be had: {cause}; leave it out for the best") from error
+    if found.type == "cpu" and found.index not in (None, 0):  # torch takes any number for the one CPU
+        raise ValueError(
+            f"device {shown(device)} cannot be had: there is one cpu; name cpu, or leave it out for the best"
+        )
+    return found
 
 
 def _check_fit(checkpoint: sources.Checkpoint):
@@ -201,7 +210,7 @@ def _tokenizer(folder: Path, vocabulary: int) -> CLIPTokenizer:
     try:
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # the tokenizer's exceptions share no base class
-        raise CheckpointError(f"the tokenizer in {folder} cannot be read: {error}") from error
+        raise CheckpointError(f"the tokenizer in {folder} cannot be read: {one_line(str(error))}") from error
     if len(tokenizer) > vocabulary:
         raise CheckpointError(
             f"the tokenizer in {folder} has {len(tokenizer)} tokens, the text encoder knows {vocabulary}; "

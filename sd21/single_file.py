@@ -2,15 +2,16 @@
 UNet and the VAE and OpenCLIP's for the text tower. One table per network maps them to our names. The layout is apart
 from the folders of `sources` because it carries no configs and no tokenizer."""
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
+from . import keys
 from .config import SchedulerConfig, TextConfig, UNetConfig, VAEConfig
 from .sources import Checkpoint, tokenizer_files
-from .weights import CheckpointError, Stored, index
+from .weights import CheckpointError, Stored, index, metadata
+from .words import shown
 
 # A single file carries no configs. It is read as SD 2.1, whose two models differ in image size and prediction type.
 UNET, VAE, TEXT = UNetConfig(), VAEConfig(), TextConfig()
@@ -21,73 +22,116 @@ PREFIXES = {
     "vae": "first_stage_model.",
     "text_encoder": "cond_stage_model.model.",
 }
-# Buffers of LDM's training schedule, which SchedulerConfig recomputes. EMA_PREFIX, below, marks LDM's separate copy of
-# averaged weights: the published "ema" files hold the averages as the network's own weights.
+# What every published file holds beside the networks is left out without a word: buffers of LDM's training schedule,
+# which SchedulerConfig recomputes, and OpenCLIP's map to the space that texts share with images. Stable Diffusion 2
+# uses the tower's output before this map.
 TRAINING_STATE = {
     *("betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod"),
     *("log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod"),
     *("posterior_variance", "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2"),
     *("logvar", "lvlb_weights"),
 }
-EMA_PREFIX = "model_ema."
-# OpenCLIP's map to the space that texts share with images. Stable Diffusion 2 uses the tower's output before this map.
 CLIP_HEAD = {"text_projection", "logit_scale"}
+# What some files hold beyond that, see keys.sort_out. The log names it.
+EXTRAS = (
+    "scale_factor",  # LDM's scaling factor of the latents, which VAEConfig has
+    "first_stage_model.loss.*",  # the discriminator and the perceptual loss that the VAE was trained with
+    "cond_stage_model.model.visual.*",  # OpenCLIP's image tower
+    "cond_stage_model.model.attn_mask",  # the causal mask of the text tower, which is made anew
+    "model_ema.*",  # averaged weights: the published "ema" files hold the averages as the network's own weights
+    "denoiser.sigmas",  # the schedule again, in files of another trainer
+    *("v_pred", "ztsnr"),  # marks that the web interfaces read
+)
+# What files say of themselves in their header (github.com/Stability-AI/ModelSpec).
+SAID_PREDICTION, SAID_ARCHITECTURE = "modelspec.prediction_type", "modelspec.architecture"
+SAID = {"epsilon": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}
+OTHER_FAMILIES = ("stable-diffusion-v1", "xl", "stable-diffusion-v3", "stable-diffusion-3", "flux", "cascade")
 
 
 def read(path: Path, variant: str | None, prediction_type: str | None, tokenizer: Path | None) -> Checkpoint:
     """What a single file holds: Stable Diffusion 2.1, of the stated `prediction_type`, with the stated tokenizer.
 
-    It reads the header and no weights. Raises CheckpointError if `prediction_type` or `tokenizer` is not stated, or if
-    the file has another layout.
+    It reads the header and no weights. Extras that no network reads are left out, and the log names them. Raises
+    CheckpointError if `tokenizer` is not stated, if neither the caller nor the file says what the network predicts, if
+    they contradict each other, or if the file is of another layout or family.
     """
     if variant is not None:
         raise CheckpointError(f"{path} is one file and has no variants; leave variant={variant!r} out")
-    if prediction_type not in LATENT_SIZES:
-        raise CheckpointError(
-            f"{path} does not tell what its network predicts, and prediction_type is {prediction_type!r}; state "
-            'prediction_type="epsilon" (2-1-base, v2-1_512...) or "v_prediction" (2-1, v2-1_768...)'
-        )
+    prediction_type = _prediction_type(path, metadata(path), prediction_type)
     if tokenizer is None:
         raise CheckpointError(
             f"{path} has no tokenizer; name one with tokenizer=, a folder with vocab.json and merges.txt or the hub id "
             "of a Stable Diffusion 2.x model"
         )
-    stored = index([path])
+    stored, left_out = keys.sort_out(index([path]), EXTRAS)
     lacking = [prefix for prefix in PREFIXES.values() if not any(key.startswith(prefix) for key in stored)]
     if lacking:
         raise CheckpointError(
             f"{path} is not a whole model in the original single-file layout: it has no keys under {lacking}. For one "
             "network's file out of a diffusers-layout folder, name the folder."
         )
-    if any(key.startswith(EMA_PREFIX + "diffusion_model") for key in stored):
-        warnings.warn(f"{path} also holds averaged weights ({EMA_PREFIX}); they are not used", stacklevel=3)
+    networks = published_names(stored, UNET, VAE, TEXT)
+    keys.tell(path, left_out, _notes(left_out, prediction_type))
     return Checkpoint(
         replace(UNET, sample_size=LATENT_SIZES[prediction_type]),
         VAE,
         TEXT,
         SchedulerConfig(prediction_type=prediction_type),
-        **published_names(stored, UNET, VAE, TEXT),
+        **networks,
         tokenizer=tokenizer,
         files={path.name: path} | tokenizer_files(tokenizer),
     )
 
 
+def _prediction_type(path: Path, says: Mapping[str, str], stated: str | None) -> str:
+    """What the network predicts, by the file's own header `says` or else by the caller."""
+    family, said = says.get(SAID_ARCHITECTURE, ""), says.get(SAID_PREDICTION)
+    if any(other in family.lower() for other in OTHER_FAMILIES):
+        raise CheckpointError(
+            f"{path} is of another family: its header says {SAID_ARCHITECTURE} = {shown(family)}; expected a Stable "
+            "Diffusion 2.x model"
+        )
+    if said is None and stated is None:
+        raise CheckpointError(
+            f"{path} does not tell what its network predicts, and prediction_type is None; state "
+            'prediction_type="epsilon" (2-1-base, v2-1_512...) or "v_prediction" (2-1, v2-1_768...)'
+        )
+    if said is not None and said not in SAID:
+        raise CheckpointError(f"{path}: its header says {SAID_PREDICTION} = {shown(said)}, expected 'epsilon' or 'v'")
+    if None not in (said, stated) and SAID[said] != stated:
+        raise CheckpointError(
+            f"{path}: its header says {SAID_PREDICTION} = {said!r}, got prediction_type={stated!r}; leave it out"
+        )
+    return stated or SAID[said]
+
+
+def _notes(left_out: Mapping[str, int], prediction_type: str) -> list[str]:
+    """What the log says, beside the names, of extras that tell how the network was trained."""
+    notes = []
+    if "v_pred" in left_out and prediction_type != "v_prediction":
+        notes.append(f"v_pred marks a network that predicts v, and the file is loaded as one of {prediction_type}.")
+    if "ztsnr" in left_out:
+        notes.append("ztsnr marks a schedule with zero terminal SNR, which is not implemented: the usual one is taken.")
+    return notes
+
+
 def published_names(
     stored: Mapping[str, Stored], unet: UNetConfig, vae: VAEConfig, text: TextConfig
 ) -> dict[str, dict[str, Stored]]:
-    """The file's tensors by network and by published name. A key that no table knows keeps its own name, and
-    `weights.check` reports it as unexpected."""
+    """The file's tensors, sorted by `keys.sort_out`, by network and by published name. A key that no table knows keeps
+    its own name, and `weights.check` reports it as unexpected. Raises CheckpointError for two keys of one name."""
     networks = {"unet": {}, "vae": {}, "text_encoder": {}}
     tables = {"unet": unet_table(unet), "vae": vae_table(vae), "text_encoder": text_table(text)}
     dropped = f"transformer.resblocks.{text.num_hidden_layers}."  # the tower's last block, which SD 2 leaves out
     for key, tensor in stored.items():
-        if key in TRAINING_STATE or key.startswith(EMA_PREFIX):
+        if key in TRAINING_STATE:
             continue
         part = next((part for part, prefix in PREFIXES.items() if key.startswith(prefix)), "unet")
         name = key.removeprefix(PREFIXES[part])
         if part == "text_encoder" and (name in CLIP_HEAD or name.startswith(dropped)):
             continue
-        networks[part] |= _split_fused(_renamed(name, tables[part]), tensor)
+        for own, piece in _split_fused(_renamed(name, tables[part]), tensor).items():
+            keys.add(networks[part], own, piece)
     return networks
 
 
@@ -194,13 +238,9 @@ def _renamed(name: str, table: Mapping[str, str]) -> str:
 
 
 def _split_fused(name: str, tensor: Stored) -> dict[str, Stored]:
-    """Split a fused q, k, v into three runs of rows, and take a 1x1 convolution of the VAE's attention as linear."""
-    if ".qkv." in name:
-        rows = tensor.shape[0] // 3
-        third = replace(tensor, shape=(rows, *tensor.shape[1:]))
-        return {
-            name.replace("qkv", f"{which}_proj"): replace(third, first_row=n * rows) for n, which in enumerate("qkv")
-        }
-    if ".mid_block.attentions.0.to_" in name and tensor.shape[2:] == (1, 1):
-        return {name: replace(tensor, shape=tensor.shape[:2])}
-    return {name: tensor}
+    """Split a fused q, k, v into three runs of rows. One that does not divide keeps its name, and is unexpected."""
+    if ".qkv." not in name or not tensor.shape or tensor.shape[0] % 3:
+        return {name: tensor}
+    rows = tensor.shape[0] // 3
+    third = replace(tensor, shape=(rows, *tensor.shape[1:]))
+    return {name.replace("qkv", f"{which}_proj"): replace(third, first_row=n * rows) for n, which in enumerate("qkv")}

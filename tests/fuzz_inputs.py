@@ -465,9 +465,9 @@ def composition(draw: random.Random, folder: Path) -> None:
     masks = []
     for size in (obj.shape[:2], background.shape[:2]):
         one = np.zeros(size, dtype=bool)
-        y, x = (sorted(generator.integers(0, length + 1, 2)) for length in size)
-        one[y[0] : y[1] + 1, x[0] : x[1] + 1] = True  # which leaves it empty at a corner alone
-        if draw.random() < 0.3:
+        y, x = (sorted(generator.integers(0, length, 2)) for length in size)
+        one[y[0] : y[1] + 1, x[0] : x[1] + 1] = True
+        if draw.random() < 0.15:
             one &= generator.random(size) < draw.choice((0.02, 0.5, 0.9))
         masks.append(one)
     choices = {

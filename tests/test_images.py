@@ -1,13 +1,16 @@
-"""These tests read scans and masks as users have them, and write them back to files."""
+"""These tests read scans and masks as users have them in PNG, JPEG and TIFF, and write them back to files."""
 
+import os
 import struct
-import sys
+import warnings
+from zlib import crc32
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from composition.scans.errors import ScanError
+from composition.scans import raster
+from composition.scans.errors import ScanError, damage_named
 from composition.scans.images import Scan, box_mask, read_mask, read_scan, write_image
 
 GRAY = (np.arange(12 * 20).reshape(12, 20) % 251).astype(np.uint8)
@@ -207,69 +210,150 @@ def test_one_slice_of_a_stack_is_named_by_its_number(tmp_path):
     assert np.array_equal(read_scan(tmp_path / "odd#3.png").pixels, GRAY)  # a file of that very name comes first
 
 
-def test_nifti_slices_are_radiological(tmp_path):
-    nibabel = pytest.importorskip("nibabel", reason="the extra `medical` is not installed")
-    volume = np.zeros((5, 7, 3))  # right, anterior, superior in the canonical orientation
-    volume[4, 6, 1], volume[0, 0, 1] = 2.0, -1.0
-    nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), tmp_path / "volume.nii.gz")
-    pixels = read_scan(f"{tmp_path}/volume.nii.gz#1").pixels
-    # The most right, most anterior voxel is shown at the upper left.
-    assert pixels.shape == (7, 5) and pixels[0, 0] == 65535 and pixels[6, 4] == 0 and pixels[3, 3] == 21845
-    # The same volume stored left to right is the same picture.
-    nibabel.save(nibabel.Nifti1Image(volume[::-1], np.diag([-1, 1, 1, 1])), tmp_path / "flipped.nii")
-    assert np.array_equal(read_scan(f"{tmp_path}/flipped.nii#1").pixels, pixels)
-    assert read_mask(f"{tmp_path}/volume.nii.gz#1").sum() == 2
-    with pytest.raises(ScanError, match="holds 3 slices"):
-        read_scan(tmp_path / "volume.nii.gz")
+@pytest.mark.parametrize("suffix", ["png", "dcm", "nii", "nii.gz"])
+@pytest.mark.parametrize("read", [read_scan, read_mask])
+def test_what_is_no_regular_file_is_never_opened(tmp_path, read, suffix):
+    os.mkfifo(tmp_path / f"pipe.{suffix}")  # opening it would wait for ever for somebody who writes
+    (tmp_path / f"folder.{suffix}").mkdir()
+    for name in ("pipe", "folder"):
+        with pytest.raises(ScanError, match=rf"{name}\.{suffix} is no regular file"):
+            read(tmp_path / f"{name}.{suffix}")
+    for absent in (f"absent.{suffix}", f"absent.{suffix}#1", f"{'x' * 5000}.{suffix}", f"nu\0ll.{suffix}"):
+        with pytest.raises(ScanError, match="there is no such file"):
+            read(tmp_path / absent)
 
 
-def dicom_file(path, photometric="MONOCHROME2", window=None):
-    pydicom = pytest.importorskip("pydicom", reason="the extra `medical` is not installed")
-    meta = pydicom.dataset.FileMetaDataset()
-    meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-    meta.MediaStorageSOPClassUID = pydicom.uid.SecondaryCaptureImageStorage
-    meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()
-    data = pydicom.dataset.FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
-    data.SOPClassUID, data.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
-    data.Rows, data.Columns, data.SamplesPerPixel, data.PhotometricInterpretation = 12, 20, 1, photometric
-    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 12, 11, 0
-    data.RescaleIntercept, data.RescaleSlope = -1024, 2
-    if window:
-        data.WindowCenter, data.WindowWidth = window
-    data.PixelData = DEEP.tobytes()
-    data.save_as(path, enforce_file_format=True)
+def test_a_librarys_message_becomes_one_short_line():
+    for text in ("two\nlines\u2028and\x1b[31m three", "long " * 1000, ""):
+        with pytest.raises(ScanError) as error, damage_named("scan.png", "an image"):
+            raise ValueError(text)
+        assert str(error.value).isprintable()
+        assert len(str(error.value)) <= 300 + len("...") + len("scan.png cannot be read as an image: ")
+    assert str(error.value).endswith("image: ValueError")  # an error without words is named by its type
 
 
-def test_dicom_is_read_over_its_window_and_bright_is_bright(tmp_path):
-    scaled = np.rint((DEEP.astype(float) - DEEP.min()) / (DEEP.max() - DEEP.min()) * 65535)
-    dicom_file(tmp_path / "plain.dcm")
-    assert np.array_equal(read_scan(tmp_path / "plain.dcm").pixels, scaled)
-    dicom_file(tmp_path / "no_suffix", photometric="MONOCHROME1")
-    np.testing.assert_allclose(read_scan(tmp_path / "no_suffix").pixels, 65535 - scaled, atol=1)  # one rounding
-    dicom_file(tmp_path / "window.dcm", window=(2000, 1000))
-    pixels, hounsfield = read_scan(tmp_path / "window.dcm").pixels, DEEP * 2.0 - 1024
-    assert (pixels[hounsfield <= 1500] == 0).all() and (pixels[hounsfield >= 2500] == 65535).all()
-    between = (hounsfield > 1510) & (hounsfield < 2490)
-    # DICOM's own window is one unit narrower than its width: 1 in 1000 of the range.
-    np.testing.assert_allclose(pixels[between], (hounsfield[between] - 1500) / 1000 * 65535, atol=66)
+@pytest.mark.parametrize("error", [MemoryError(), RecursionError("maximum recursion depth exceeded")])
+def test_too_little_memory_or_stack_is_a_damaged_file(error):
+    with (
+        pytest.raises(ScanError, match=r"scan\.png cannot be read as an image: \w"),
+        damage_named("scan.png", "an image"),
+    ):
+        raise error
 
 
-def test_damaged_medical_files_are_named(tmp_path):
-    dicom_file(tmp_path / "window.dcm", window=(2000, 0))
-    with pytest.raises(ScanError, match=r"window\.dcm cannot be read as DICOM: .*Window Width"):
-        read_scan(tmp_path / "window.dcm")
-    nibabel = pytest.importorskip("nibabel", reason="the extra `medical` is not installed")
-    volume = np.random.default_rng(0).normal(size=(40, 40, 1))
-    nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), tmp_path / "volume.nii.gz")
-    content = bytearray((tmp_path / "volume.nii.gz").read_bytes())
-    content[len(content) // 2 :: 7] = bytes(len(content[len(content) // 2 :: 7]))
-    (tmp_path / "volume.nii.gz").write_bytes(content)
-    with pytest.raises(ScanError, match=r"volume\.nii\.gz cannot be read as NIfTI"):
-        read_scan(tmp_path / "volume.nii.gz")
+# 8200 x 8200 is the first that is too large, and Pillow says nothing; it warns of 10000, and refuses 60000 itself.
+@pytest.mark.parametrize("side", [8200, 10000, 60000])
+@pytest.mark.parametrize("read", [read_scan, read_mask])
+def test_a_header_of_a_giant_image_is_refused_without_a_warning(tmp_path, read, side):
+    write_image(tmp_path / "giant.png", GRAY)
+    content = (tmp_path / "giant.png").read_bytes()
+    header = b"IHDR" + struct.pack(">II", side, side) + content[24:29]
+    (tmp_path / "giant.png").write_bytes(content[:12] + header + struct.pack(">I", crc32(header)) + content[33:])
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        with pytest.raises(ScanError, match=rf"giant\.png .*({side}x{side} pixels|decompression bomb)"):
+            read(tmp_path / "giant.png")
+    assert not said
 
 
-@pytest.mark.parametrize(("package", "name"), [("pydicom", "scan.dcm"), ("nibabel", "scan.nii.gz")])
-def test_without_the_extra_the_error_names_it(tmp_path, monkeypatch, package, name):
-    monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ImportError, match=rf"{name} takes {package}.*tumour-composition\[medical\]"):
-        read_scan(tmp_path / name)
+def tiff(values, photometric, bits, kind=1, directories=1, following=None):
+    """The bytes of a TIFF whose directories all show the same values; the last of them names the next one."""
+    height, width = values.shape
+    entries = [(256, 4, width), (257, 4, height), (258, 3, bits), (259, 3, 1), (262, 3, photometric)]
+    entries += [(273, 4, 8), (277, 3, 1), (278, 4, height), (279, 4, values.nbytes), (339, 3, kind)]
+    content = values.tobytes() + bytes(values.nbytes % 2)
+    length, start = 2 + 12 * len(entries) + 4, 8 + len(content)
+    for number in range(directories):
+        last = number == directories - 1
+        content += struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", t, f, 1, v) for t, f, v in entries)
+        content += struct.pack("<I", (following or 0) if last else start + (number + 1) * length)
+    return b"II*\0" + struct.pack("<I", start) + content
+
+
+@pytest.mark.parametrize(
+    ("bits", "kind", "stored", "white"),
+    [
+        (1, 1, np.packbits(HALF, axis=1), None),
+        (8, 1, GRAY, 255),
+        (16, 1, DEEP, 65535),
+        (32, 3, DEEP.astype(np.float32), DEEP.max()),  # floats have no greatest value but their own
+    ],
+    ids=["1 bit", "8 bits", "16 bits", "float"],
+)
+def test_where_white_is_zero_a_tiff_is_inverted(tmp_path, bits, kind, stored, white):
+    content = tiff(stored, 0, bits, kind)
+    if white is None:
+        content = content.replace(struct.pack("<HHII", 256, 4, 1, 3), struct.pack("<HHII", 256, 4, 1, 20))
+        expected = ~HALF * np.uint8(255)
+    else:
+        expected = white - stored
+    (tmp_path / "white.tif").write_bytes(content)
+    pixels = read_scan(tmp_path / "white.tif").pixels
+    if kind == 3:  # floats are scaled to 16 bits
+        expected = np.rint(expected.astype(float) * (65535 / expected.max()))
+    assert np.array_equal(pixels, expected)
+    # A mask means the same: what is shown black is outside.
+    assert np.array_equal(read_mask(tmp_path / "white.tif"), expected != 0)
+
+
+def test_the_frames_of_a_tiff_may_loop_but_not_go_on_for_ever(tmp_path, monkeypatch):
+    loop = tiff(GRAY, 1, 8, directories=3, following=8 + GRAY.nbytes)  # the last goes on to the first
+    (tmp_path / "loop.tif").write_bytes(loop)
+    with pytest.raises(ScanError, match=r"loop\.tif holds 3 slices"):
+        read_scan(tmp_path / "loop.tif")
+    assert np.array_equal(read_scan(f"{tmp_path}/loop.tif#2").pixels, GRAY)
+    monkeypatch.setattr(raster, "MOST_FRAMES", 4)
+    (tmp_path / "four.tif").write_bytes(tiff(GRAY, 1, 8, directories=4))
+    assert np.array_equal(read_scan(f"{tmp_path}/four.tif#3").pixels, GRAY)
+    (tmp_path / "five.tif").write_bytes(tiff(GRAY, 1, 8, directories=5))
+    with pytest.raises(ScanError, match=r"five\.tif#3 holds more than 4 frames"):
+        read_scan(f"{tmp_path}/five.tif#3")
+
+
+def test_in_a_float_mask_nan_and_rounding_are_outside():
+    mask = np.where(HALF, 3, np.nan).astype(np.float32)
+    mask[0, :3] = 3e-3, -3, np.inf  # a thousandth is meant, a sign and infinity too
+    assert np.array_equal(read_mask(Image.fromarray(mask)), HALF)
+    traces = np.where(HALF, 3, 3e-15).astype(np.float32)
+    assert np.array_equal(read_mask(Image.fromarray(traces)), HALF)
+    assert np.array_equal(read_mask(Image.fromarray(traces * np.float32(1e-9))), HALF)  # the scale itself is free
+    with pytest.raises(ScanError, match="the mask is empty"):
+        read_mask(Image.fromarray(mask * np.float32(np.nan)))
+    classes = HALF.astype(np.int32)
+    classes[0, 0] = 2_000_000  # whole numbers are exact: class 1 is inside beside any other
+    assert np.array_equal(read_mask(Image.fromarray(classes)), HALF)
+
+
+def test_in_a_float_scan_what_is_no_number_counts_as_the_least():
+    floats = DEEP.astype(np.float32)
+    floats[0, :4] = np.nan, np.inf, -np.inf, DEEP.min()
+    pixels = read_scan(Image.fromarray(floats)).pixels
+    assert not pixels[0, :4].any() and pixels[0, 4:].all() and pixels[1:].all() and pixels.max() == 65535
+    with pytest.raises(ScanError, match="holds no finite number"):
+        read_scan(Image.fromarray(floats * np.float32(np.nan)))
+
+
+VIOLET, YELLOW, BLACK = (68, 1, 84), (253, 231, 37), (0, 0, 0)
+COVERING = np.ones((12, 20), dtype=bool)  # a lesion that covers the border
+COVERING[4:8, 4:8] = False
+
+
+def palette_mask(indices, *colours):
+    image = Image.fromarray(indices.astype(np.uint8), "P")
+    image.putpalette(np.array(colours, dtype=np.uint8).tobytes())
+    return image
+
+
+def test_a_palette_mask_is_refused_unless_its_background_is_black(tmp_path):
+    assert np.array_equal(read_mask(palette_mask(HALF, BLACK, YELLOW)), HALF)
+    assert np.array_equal(read_mask(palette_mask(~HALF, YELLOW, BLACK)), HALF)  # whichever index is black
+    assert np.array_equal(read_mask(palette_mask(COVERING, BLACK, YELLOW)), COVERING)
+    palette_mask(HALF, VIOLET, YELLOW).save(tmp_path / "clear.png", transparency=0)
+    assert np.array_equal(read_mask(tmp_path / "clear.png"), HALF)
+    for image, index in [(palette_mask(HALF, VIOLET, YELLOW), 0), (palette_mask(HALF + 1, BLACK, VIOLET, YELLOW), 1)]:
+        image.save(tmp_path / "map.png")
+        with pytest.raises(
+            ScanError, match=rf"map\.png .*palette.*index {index},.*\(68, 1, 84\).*save the mask in gray"
+        ):
+            read_mask(tmp_path / "map.png")
+        assert read_scan(tmp_path / "map.png").pixels[0, -1].tolist() == list(VIOLET)  # a scan may be coloured

@@ -91,7 +91,9 @@ def _write(path: Path, key: str, trajectory: Trajectory) -> None:
     tensors = {"states": trajectory.states.contiguous()}
     if trajectory.decoded is not None:
         tensors["decoded"] = trajectory.decoded.contiguous()
-    metadata = {"key": key, "report": json.dumps(asdict(trajectory.report)), "sha256": _digest(tensors)}
+    about = {"key": key, "report": asdict(trajectory.report), "sha256": _digest(tensors)}
+    # One entry, as the library writes several in any order, and equal trajectories are to be equal bytes.
+    metadata = {"about": json.dumps(about)}
     try:
         with atomic(path) as temporary:
             save_file(tensors, temporary, metadata=metadata)
@@ -102,11 +104,10 @@ def _write(path: Path, key: str, trajectory: Trajectory) -> None:
 def _read(path: Path, key: str) -> Trajectory:
     """Raises one of several errors for a file that is not a whole and sound trajectory of that key."""
     with safe_open(path, framework="pt") as file:
-        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
-    if metadata["key"] != key or metadata["sha256"] != _digest(tensors):
+        about, tensors = json.loads(file.metadata()["about"]), {name: file.get_tensor(name) for name in file.keys()}
+    if about["key"] != key or about["sha256"] != _digest(tensors):
         raise ValueError("its contents are not what was stored")
-    report = json.loads(metadata["report"])
-    report = InversionReport(**report | {"residuals": tuple(report["residuals"])})
+    report = InversionReport(**about["report"] | {"residuals": tuple(about["report"]["residuals"])})
     return Trajectory(tensors["states"], report, tensors.get("decoded"))
 
 

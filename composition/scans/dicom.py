@@ -1,51 +1,202 @@
-"""This module reads DICOM, one frame at a time, through pydicom. It is apart because pydicom comes with the optional
-extra `medical` only."""
+"""This module reads DICOM, one frame at a time, through pydicom, and says what its stored values mean. It is apart
+because pydicom comes with the optional extra `medical` only.
+
+Stored values become grey in the two steps of PS3.3: C.11.1, the modality's, to a physical scale such as Hounsfield
+units, and C.11.2, the values of interest (VOI), to black and white.
+"""
 
 from __future__ import annotations
 
+import math
+import zlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .errors import ScanError, damage_named, extra_needed
-from .slices import slice_number
+from .slices import Slice, check_regular, check_size, slice_number
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
 
 SUFFIXES = (".dcm", ".dicom")
 PREAMBLE, MAGIC = 128, b"DICM"  # a DICOM file starts with so many bytes of any kind, and then with these
+GROUP_LENGTH = 12  # bytes of the element after these, which says how long the rest of the file's meta information is
+# What a deflated file may unpack to. pydicom unpacks it whole, and a small file can hold terabytes of zeros.
+MOST_UNPACKED = 2**28
+# The colours that pydicom's decoders return as RGB.
+COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 
 
 def is_dicom(path: Path) -> bool:
     """Whether a file is DICOM, by its name or, because many have no suffix, by its first bytes."""
     if path.name.lower().endswith(SUFFIXES):
         return True
-    if not path.is_file():
+    try:
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return file.read(PREAMBLE + len(MAGIC))[PREAMBLE:] == MAGIC
+    except OSError:  # a file that may not be read: the reader says so
         return False
-    with path.open("rb") as file:
-        return file.read(PREAMBLE + len(MAGIC))[PREAMBLE:] == MAGIC
 
 
-def read_dicom(path: Path, index: int | None, name: str) -> np.ndarray:
-    """One frame (H, W) in float64, clipped to the window the file states, with bright meaning bright.
+def read_dicom(path: Path, index: int | None, name: str, *, labels: bool = False) -> Slice:
+    """One frame. Grey (H, W) is float64 with bright meaning bright, its levels the ends of the window that the file
+    states; colour, by palette too, is (H, W, 3) uint8.
 
-    index: the frame's number, or None for the only one. name: the file's name in messages. Raises ScanError for a file
-    that cannot be used, and ImportError if pydicom is not installed.
+    index: the frame's number, or None for the only one. name: the file's name in messages. labels: for a mask, whose
+    values are numbers of classes: they are taken as stored, because neither a physical scale nor a window is meant for
+    them. Raises ScanError for a file that cannot be used, and ImportError if pydicom is not installed.
     """
     with extra_needed("pydicom", name):
         import pydicom
-        from pydicom.pixels import apply_modality_lut, apply_voi_lut
+        from pydicom.pixels import pixel_array
+        from pydicom.pixels.utils import get_nr_frames
+    check_regular(path, name)
     with damage_named(name, "DICOM"):
-        data = pydicom.dcmread(path)
-        frames = data.pixel_array
-        if data.get("SamplesPerPixel", 1) != 1:
-            raise ScanError(f"{name} is a colour DICOM; export it as PNG")
-        frames = frames[None] if frames.ndim == 2 else frames
-        frame = frames[slice_number(len(frames), index, name)]
-        values = apply_voi_lut(apply_modality_lut(frame, data), data).astype(np.float64)
-    return -values if data.get("PhotometricInterpretation") == "MONOCHROME1" else values
+        compressed = _is_compressed(path)
+        header = pydicom.dcmread(path, stop_before_pixels=not compressed)
+        if header.get("Rows") is None or header.get("Columns") is None:
+            raise ScanError(f"{name} is a DICOM file without an image; name the file of a scan")
+        check_size(header.Rows, header.Columns, name)
+        kind = header.PhotometricInterpretation
+        colour = header.get("SamplesPerPixel", 1) != 1
+        if colour and (kind not in COLOURS or header.BitsStored != 8 or header.BitsAllocated != 8):
+            raise ScanError(
+                f"{name} is a colour DICOM, {kind} in {header.BitsStored} bits; expected RGB or YBR in 8 bits: export "
+                "it as PNG"
+            )
+        number = slice_number(get_nr_frames(header), index, name)
+        # From a path, pydicom reads the bytes of this frame alone.
+        stored = pixel_array(header if compressed else path, index=number)
+        if labels or colour:
+            return Slice(stored)
+        if kind == "PALETTE COLOR":
+            return _palette_colours(stored, header)
+        return _grey(stored, header, number, invert=kind == "MONOCHROME1")
 
 
-def dicom_unit(path: Path) -> str | None:
-    """The unit of a file's values: "HU", Hounsfield units, for computed tomography (PS3.3, C.8.2.1); else None."""
-    import pydicom
+def _grey(stored: np.ndarray, header: Dataset, number: int, invert: bool) -> Slice:
+    little = header.original_encoding[1]
+    values = _modality_values(stored, _module(header, number, "PixelValueTransformationSequence"), little)
+    values, levels = _voi_values(values, _module(header, number, "FrameVOILUTSequence"), little)
+    if invert:
+        np.negative(values, out=values)
+        levels = levels and (-levels[1], -levels[0])
+    # The values of computed tomography are Hounsfield units (PS3.3, C.8.2.1).
+    return Slice(values, levels=levels, unit="HU" if header.get("Modality") == "CT" else None)
 
-    return "HU" if pydicom.dcmread(path, stop_before_pixels=True).get("Modality") == "CT" else None
+
+def _module(header: Dataset, number: int, functional_group: str) -> Dataset:
+    """Where a frame's attributes stand: in its own functional group, in that of all frames, as enhanced files have
+    them (PS3.3, C.7.6.16), or in the file itself."""
+    own = header.get("PerFrameFunctionalGroupsSequence") or []
+    shared = header.get("SharedFunctionalGroupsSequence") or []
+    for group in (*own[number : number + 1], *shared[:1]):
+        if group.get(functional_group):
+            return group.get(functional_group)[0]
+    return header
+
+
+def _modality_values(stored: np.ndarray, module: Dataset, little: bool) -> np.ndarray:
+    """Stored values on the modality's scale, float64 (PS3.3, C.11.1)."""
+    if module.get("ModalityLUTSequence"):
+        return _looked_up(stored, module.ModalityLUTSequence[0], little)[0]
+    values = stored.astype(np.float64)
+    values *= _first_number(module, "RescaleSlope", 1)
+    values += _first_number(module, "RescaleIntercept", 0)
+    return values
+
+
+def _voi_values(values: np.ndarray, module: Dataset, little: bool) -> tuple[np.ndarray, tuple[float, float] | None]:
+    """Values and the two of them that stand for black and white, None where the file states none (PS3.3, C.11.2).
+
+    Where it states several, the first counts, and a table before a window.
+    """
+    if module.get("VOILUTSequence"):
+        return _looked_up(values, module.VOILUTSequence[0], little)
+    center, width = (_first_number(module, keyword, None) for keyword in ("WindowCenter", "WindowWidth"))
+    if center is None or width is None:
+        return values, None
+    function = str(module.get("VOILUTFunction") or "LINEAR").upper()
+    least = 1 if function == "LINEAR" else math.ulp(0)
+    if width < least:
+        raise ValueError(f"the Window Width is {width:g}; expected {'1 or more' if least == 1 else 'more than 0'}")
+    if function == "SIGMOID":
+        with np.errstate(over="ignore"):  # far below the window, exp is inf and the value 0
+            return 1 / (1 + np.exp(-4 * (values - center) / width)), (0, 1)
+    if function == "LINEAR":
+        low, high = center - 0.5 - (width - 1) / 2, center - 0.5 + (width - 1) / 2
+    elif function == "LINEAR_EXACT":
+        low, high = center - width / 2, center + width / 2
+    else:
+        raise ValueError(f"the VOI LUT Function is {function}; expected LINEAR, LINEAR_EXACT or SIGMOID")
+    if low == high:  # a linear window of width 1 is a threshold
+        return (values > low).astype(np.float64), (0, 1)
+    return values, (low, high)
+
+
+def _looked_up(values: np.ndarray, item: Dataset, little: bool) -> tuple[np.ndarray, tuple[float, float]]:
+    """What a lookup table makes of values, float64, and the ends of the table's range (PS3.3, C.11.1.1 and C.11.2.1.1).
+
+    Values before its first and after its last entry are looked up there. We do not use pydicom's own function: it
+    counts entries in the type of the table, so that those beyond 255 of a table in 8 bits come out wrong.
+    """
+    entries, first, bits = (int(number) for number in item.LUTDescriptor)
+    entries = entries or 2**16  # PS3.3: 0 says 65536, which does not fit 16 bits
+    table = item.LUTData
+    if isinstance(table, bytes):
+        table = np.frombuffer(table, "u1" if len(table) < 2 * entries else "<u2" if little else ">u2")
+    table = np.asarray(table, dtype=np.float64)[:entries]
+    index = np.clip(values - np.float64(first), 0, len(table) - 1).astype(np.intp)
+    return table[index], (0, 2**bits - 1)
+
+
+def _palette_colours(stored: np.ndarray, header: Dataset) -> Slice:
+    """The colours (H, W, 3) uint8 of a palette's indices (PS3.3, C.7.6.3.1.5)."""
+    from pydicom.pixels import apply_color_lut
+
+    entries, first, bits = header.RedPaletteColorLookupTableDescriptor
+    entries = entries or 2**16
+    if bits == 8 and entries > 256:
+        raise ValueError(f"its palette has {entries} entries in 8 bits; expected at most 256: export it as PNG")
+    # pydicom counts the entries in the type of the table, where indices beyond its ends would wrap around.
+    colours = apply_color_lut(np.clip(stored.astype(np.int32), first, first + entries - 1), header)
+    if colours.max(initial=0) > 255:  # some files hold 8-bit colours in tables of 16 bits
+        colours = colours >> 8
+    colours = colours.astype(np.uint8)
+    return Slice(colours[..., :3], alpha=colours[..., 3] if colours.shape[2] == 4 else None)
+
+
+def _first_number(module: Dataset, keyword: str, absent: float | None) -> float | None:
+    """The first of an attribute's numbers; an attribute that is there and empty counts as absent."""
+    value = module.get(keyword)
+    if isinstance(value, (list, tuple)) or hasattr(value, "append"):
+        value = value[0] if len(value) else None
+    if value is None or value == "":
+        return absent
+    if not math.isfinite(float(value)):
+        raise ValueError(f"its {keyword} is {value}; expected a finite number")
+    return float(value)
+
+
+def _is_compressed(path: Path) -> bool:
+    """Whether a file or its frames are compressed. Raises ValueError for a deflated file, one that is compressed as a
+    whole, that unpacks to more than MOST_UNPACKED bytes."""
+    from pydicom.filereader import read_file_meta_info
+    from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+    meta = read_file_meta_info(path)
+    syntax = meta.get("TransferSyntaxUID")
+    if syntax != DeflatedExplicitVRLittleEndian:
+        return syntax is not None and syntax.is_encapsulated
+    inflater, unpacked = zlib.decompressobj(-zlib.MAX_WBITS), 0
+    with path.open("rb") as file:
+        file.seek(PREAMBLE + len(MAGIC) + GROUP_LENGTH + meta.FileMetaInformationGroupLength)
+        while block := file.read(1 << 16):
+            unpacked += len(inflater.decompress(block))
+            if unpacked > MOST_UNPACKED:
+                raise ValueError(f"it unpacks to more than {MOST_UNPACKED} bytes; save it without compression")
+    return True

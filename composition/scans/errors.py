@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from sd21.words import one_line
+
 
 class ScanError(ValueError):
     """A file that cannot be used as a scan or as a mask; the message names it."""
@@ -51,7 +53,7 @@ def damage_named(name: str, kind: str) -> Iterator[None]:
     except FileNotFoundError:
         raise ScanError(f"{name}: there is no such file") from None
     except Exception as error:  # Pillow, pydicom and nibabel raise a dozen types for damaged files
-        raise ScanError(f"{name} cannot be read as {kind}: {str(error) or repr(error)}") from error
+        raise ScanError(f"{name} cannot be read as {kind}: {one_line(str(error)) or type(error).__name__}") from error
 
 
 @contextmanager

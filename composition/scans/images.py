@@ -1,5 +1,6 @@
 """This module turns the files that medical users have into arrays of scans and masks, and writes such arrays back to
-files. The meaning of stored values is decided here, once for all formats.
+files. The readers of the formats say what the stored values of a file are; what they mean as a scan and as a mask is
+decided here, once for all formats.
 
 It reads PNG, JPEG and TIFF in 8 and 16 bits, anything else that Pillow opens, and DICOM and NIfTI with the extra
 `medical`. A number after a "#" names one slice of a stack (NIfTI, multi-frame TIFF or DICOM): `brain.nii.gz#42`.
@@ -7,24 +8,26 @@ It reads PNG, JPEG and TIFF in 8 and 16 bits, anything else that Pillow opens, a
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from sd21.files import atomic
 
-from .dicom import dicom_unit, is_dicom, read_dicom
-from .errors import BlankError, ScanError, damage_named
+from .dicom import is_dicom, read_dicom
+from .errors import BlankError, ScanError
 from .nifti import is_nifti, read_nifti
-from .slices import slice_number, split_slice
+from .raster import read_raster
+from .slices import Slice, split_slice
 
 # A lossy file rings around its edges, so that "nonzero" would grow a mask by several pixels. In such a file, the inside
 # of a mask starts at this value.
 LOSSY_THRESHOLD = 128
-LOSSY_FORMATS = ("JPEG", "MPO", "WEBP")
+# Resampling and scales in float32 (24 bits, 6e-8) leave zeros of a float mask as traces, relative to its largest value.
+# The smallest share that is meant as inside is far larger: 1 of 65535 classes is 1.5e-5.
+ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,8 @@ class Scan:
 
     `window` is the pair of stored values that stand for black and white: 0 and 255 in 8 bits, and in 16 bits the scan's
     own least and greatest value, since 16-bit files often use a small part of their range (12-bit detectors). `levels`
-    is another such pair, as a part of a scan has that of the whole. unit: of the values where they have a physical
-    scale, as "HU"; None where grey means nothing by itself.
+    is another such pair: a part of a scan has that of the whole, and a DICOM that of its window. unit: of the values
+    where they have a physical scale, as "HU"; None where grey means nothing by itself.
 
     Raises TypeError for pixels that are no numpy array, and ScanError for an array that is no such image or is blank.
     """
@@ -128,49 +131,48 @@ def read_scan(source: str | Path | Image.Image) -> Scan:
     Transparency is laid on black, palettes are looked up, and CMYK and the like become RGB. Grayscale of more than 8
     bits, integer or float, becomes 16 bits: values that fit stay as stored, others are scaled from their own range to
     0..65535. (Pillow reads 16-bit *colour* in 8 bits.) DICOM and NIfTI become 16 bits over the window that the file
-    states, or else over their own range.
+    states, whose ends are then the scan's levels, or else over their own range; in colour they become 8-bit RGB. Values
+    that are not finite, as around a head, count as the least finite one.
 
-    Raises ScanError for what is unreadable, blank, or a stack without "#slice", and ImportError if the extra is
-    missing.
+    Raises ScanError for what is unreadable, blank, too large, or a stack without "#slice", and ImportError if the extra
+    is missing.
     """
     name = str(source) if isinstance(source, str | Path) else "image"
-    return Scan(_pixels_of(source, name), name, _unit_of(source))
+    read = _read(source, name, labels=False)
+    pixels = read.values if read.alpha is None else _on_black(read.values, read.alpha)
+    if pixels.dtype not in (np.uint8, np.uint16):
+        pixels = _to_uint16(pixels, read.levels, name)
+    scan = Scan(pixels, name, read.unit)
+    return scan if read.levels is None else replace(scan, levels=(0, 65535))
 
 
 def read_mask(source: str | Path | Image.Image) -> np.ndarray:
     """Read a mask of any mode as a bool array (H, W), by the same readers as a scan: inside is where it is nonzero.
 
-    In colour, any nonzero channel is inside; fully transparent pixels are outside; an image that is all black under its
-    alpha channel is read by the alpha alone. In lossy files (JPEG), inside is half of the range or more.
+    In DICOM, the stored values count. In colour, any nonzero channel is inside; fully transparent pixels are outside;
+    an image that is all black under its alpha channel is read by the alpha alone. In lossy files (JPEG), inside is half
+    of the range or more. Among floats, what is no number is outside, and so is what is no more than ROUNDING of the
+    mask's largest value.
 
-    Raises ScanError for a file that is unreadable, or a mask that is empty.
+    Raises ScanError for a file that is unreadable or too large, for a mask that is empty, and for one in palette
+    colours whose background is not black; ImportError if the extra is missing.
     """
     name = str(source) if isinstance(source, str | Path) else "mask"
-    path, index = (None, None) if isinstance(source, Image.Image) else split_slice(source)
-    if path is not None and (reader := reader_of(path)) is not None:
-        inside = reader(path, index, name) != 0
+    read = _read(source, name, labels=True)
+    if read.lossy:
+        inside = read.values >= (LOSSY_THRESHOLD if read.values.dtype == np.uint8 else read.values.max() / 2)
+    elif read.values.dtype.kind == "f":
+        size = np.abs(read.values)
+        inside = size > ROUNDING * size.max(initial=0, where=np.isfinite(size))  # no comparison holds for a nan
     else:
-        with damage_named(name, "an image"):
-            image = _open(source, name)
-            lossy = image.format in LOSSY_FORMATS
-            image = ImageOps.exif_transpose(image)
-            alpha = np.asarray(image.convert("RGBA"))[..., 3] if image.has_transparency_data else None
-            one_channel = image.mode in ("1", "L", "F") or image.mode[0] == "I"
-            values = np.asarray(image if one_channel else image.convert("RGB"))
-        inside = values >= LOSSY_THRESHOLD if lossy else values != 0
-        inside = inside.any(axis=2) if inside.ndim == 3 else inside
-        if alpha is not None:
-            inside = inside & (alpha > 0) if inside.any() else alpha > 0
+        inside = read.values != 0
+    inside = inside.any(axis=2) if inside.ndim == 3 else inside
+    if read.alpha is not None:
+        inside = inside & (read.alpha > 0) if inside.any() else read.alpha > 0
     if not inside.any():
-        raise ScanError(f"{name}: the mask is empty; inside is where a mask is nonzero")
+        least = f"{LOSSY_THRESHOLD} or more, since its compression is lossy" if read.lossy else "nonzero"
+        raise ScanError(f"{name}: the mask is empty; inside is where it is {least}")
     return inside
-
-
-def reader_of(path: Path) -> Callable | None:
-    """The function (path, slice, name) -> values (H, W) for a DICOM or NIfTI file, None for other files."""
-    if is_nifti(path):
-        return read_nifti
-    return read_dicom if is_dicom(path) else None
 
 
 def box_mask(box: tuple[int, int, int, int], size: tuple[int, int]) -> np.ndarray:
@@ -192,45 +194,32 @@ def write_image(path: str | Path, pixels: np.ndarray) -> None:
         image.save(temporary)
 
 
-def _pixels_of(source, name: str) -> np.ndarray:
-    if not isinstance(source, Image.Image):
-        path, index = split_slice(source)
-        if (reader := reader_of(path)) is not None:
-            return _to_uint16(reader(path, index, name), name)
-    with damage_named(name, "an image"):
-        image = ImageOps.exif_transpose(_open(source, name))
-        if image.mode == "F" or image.mode[0] == "I":
-            values = np.asarray(image)
-            fits = values.dtype.kind in "iu" and values.min() >= 0 and values.max() <= 65535
-            return values.astype(np.uint16) if fits else _to_uint16(values, name)
-        if image.has_transparency_data:
-            gray = image.mode in ("LA", "L")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image.convert("RGBA"))
-            return np.asarray(image.convert("L" if gray else "RGB"))
-        return np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
-
-
-def _unit_of(source: str | Path | Image.Image) -> str | None:
+def _read(source: str | Path | Image.Image, name: str, labels: bool) -> Slice:
+    """The slice that is meant, by its format's reader. labels: whether it is a mask."""
     if isinstance(source, Image.Image):
-        return None
-    path, _ = split_slice(source)
-    return dicom_unit(path) if is_dicom(path) else None
-
-
-def _to_uint16(values: np.ndarray, name: str) -> np.ndarray:
-    """Scale grayscale values to the whole range of 16 bits."""
-    values = values.astype(np.float64)
-    if not np.isfinite(values).all():
-        raise ScanError(f"{name} holds values that are not finite numbers")
-    low, high = values.min(), values.max()
-    return np.rint((values - low) * (65535 / max(high - low, np.finfo(float).tiny))).astype(np.uint16)
-
-
-def _open(source, name: str) -> Image.Image:
-    if isinstance(source, Image.Image):
-        return source
+        return read_raster(source, None, name, labels=labels)
     path, index = split_slice(source)
-    image = Image.open(path)
-    image.seek(slice_number(getattr(image, "n_frames", 1), index, name))
-    image.load()
-    return image
+    reader = read_nifti if is_nifti(path) else read_dicom if is_dicom(path) else read_raster
+    return reader(path, index, name, labels=labels)
+
+
+def _on_black(values: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """uint8 values (H, W) or (H, W, 3) under their alpha (H, W), laid on black."""
+    rgb = values if values.ndim == 3 else np.repeat(values[..., None], 3, axis=2)
+    image = Image.fromarray(np.dstack([rgb, alpha]))
+    laid = np.asarray(Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image))
+    return laid[..., :3] if values.ndim == 3 else laid[..., 0]
+
+
+def _to_uint16(values: np.ndarray, levels: tuple[float, float] | None, name: str) -> np.ndarray:
+    """Scale grayscale values to the whole range of 16 bits, from the levels of black and white or their own ends."""
+    values = values.astype(np.float64)
+    finite = np.isfinite(values)
+    if not finite.any():
+        raise BlankError(f"{name} is blank: it holds no finite number")
+    if not finite.all():
+        values[~finite] = values.min(where=finite, initial=np.inf)
+    low, high = levels or (values.min(), values.max())
+    values -= low  # in place, because a slice of MOST_PIXELS takes half a gigabyte
+    values *= 65535 / max(high - low, np.finfo(float).tiny)
+    return np.rint(np.clip(values, 0, 65535, out=values), out=values).astype(np.uint16)

@@ -1,21 +1,48 @@
-"""This module says which slice of a stack is meant. A stack is a NIfTI volume, or a TIFF or DICOM file of several
-frames, and `FILE#NUMBER` names one of its slices.
+"""This module says what a slice is: the values that a reader takes from a file, which slice of a stack is meant, and
+how large one may be. A stack is a NIfTI volume, or a TIFF or DICOM file of several frames, and `FILE#NUMBER` names one
+of its slices.
 
-All readers number slices by these two functions, so that a number means the same thing in every format.
+All readers return a `Slice` and number slices by these functions, so that a number and a value mean the same thing in
+every format.
 """
 
 from __future__ import annotations
 
+import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from .errors import ScanError
+
+# 8192 x 8192: more than any scanner's slice, and little enough that a slice and the copies that its reading takes stay
+# within 2 GB. It is checked in a file's header, before the memory is taken.
+MOST_PIXELS = 2**26
+
+
+@dataclass(frozen=True, eq=False)  # arrays have no plain equality
+class Slice:
+    """What a reader took from a file.
+
+    values: (H, W), or (H, W, 3) uint8 in RGB. In a scan, uint8 and uint16 are kept as they are, and float64 is scaled
+    to 16 bits. In a mask, any numbers. alpha: (H, W) uint8 where the file has transparency, 255 opaque. levels: the two
+    values that stand for black and white, None for the values' own ends. unit: of the values where they have a
+    physical scale. lossy: whether the file's compression rings around edges.
+    """
+
+    values: np.ndarray
+    alpha: np.ndarray | None = None
+    levels: tuple[float, float] | None = None
+    unit: str | None = None
+    lossy: bool = False
 
 
 def split_slice(source: str | Path) -> tuple[Path, int | None]:
     """A path and the slice number after its "#", if there is one and no file of that very name exists."""
-    match = re.fullmatch(r"(.+)#(\d+)", str(source))
-    if match is None or Path(source).exists():
+    match = re.fullmatch(r"(.+)#([0-9]{1,9})", str(source))
+    if match is None or os.path.exists(source):
         return Path(source), None
     return Path(match[1]), int(match[2])
 
@@ -30,3 +57,22 @@ def slice_number(count: int, index: int | None, name: str) -> int:
     if index is not None and index >= count:
         raise ScanError(f"{name}: there are {count} slices, numbered 0 to {count - 1}")
     return index or 0
+
+
+def check_regular(path: Path, name: str) -> None:
+    """Raises ScanError unless the path is a regular file. The others (pipes, devices) may wait or go on for ever, so
+    this comes before a file is opened."""
+    if not os.path.exists(path):
+        raise ScanError(f"{name}: there is no such file")
+    if not os.path.isfile(path):
+        raise ScanError(f"{name} is no regular file; expected a scan or a mask in a file")
+
+
+def check_size(height: int, width: int, name: str) -> None:
+    """Raises ScanError for a slice of more than MOST_PIXELS pixels, or of none."""
+    if height < 1 or width < 1:
+        raise ScanError(f"{name} is {width}x{height} pixels by its header; expected at least one")
+    if height * width > MOST_PIXELS:
+        raise ScanError(
+            f"{name} is {width}x{height} pixels by its header; at most {MOST_PIXELS} are read: cut it out or scale it"
+        )

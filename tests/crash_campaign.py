@@ -1,0 +1,194 @@
+"""The crash campaign, by hand: it ends batches in every way that a machine knows, and starts the same command again.
+
+    python tests/crash_campaign.py FOLDER [--kills 50] [--seed 0]
+
+A batch of rows on a small random checkpoint, with a cache of inversions, is run undisturbed. Then in turn, each on a
+new folder: one process is killed with signal 9, at a moment that is spread evenly over all files that it writes; of two
+ranks under torchrun one is killed, or torchrun itself; kept inversions are damaged; the disk is full. After each the
+same command runs to its end. Every file of the results and of the cache must then have the bytes of the undisturbed
+run.
+"""
+
+import argparse
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+from composition_files import row, tree, write_manifest, write_scans, write_tiny_model
+
+ROOT = Path(__file__).parent.parent
+ROWS = 20
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--", "composition")
+ALONE = ("-m", "composition")
+
+
+class Campaign:
+    """The inputs of the batch, in `folder`, and the bytes that it has to come to."""
+
+    def __init__(self, folder: Path, seed: int):
+        self.folder, self.draw, self.number = folder, random.Random(seed), 0
+        write_scans(folder)
+        rows = [row(n, id=f"case{n}", user_box=[5 + 2 * (n % 10), 8 + n % 5, 40, 32]) for n in range(ROWS)]
+        write_manifest(folder / "manifest.jsonl", [*rows, "{bad"])
+        write_tiny_model(folder / "model")
+        self.out, self.cache = self._new()
+        self.finish(ALONE)
+        self.expected = self.trees()
+        self.files = sum(map(len, self.expected))
+
+    def _new(self) -> tuple[Path, Path]:
+        self.number += 1
+        return self.folder / f"out{self.number}", self.folder / f"cache{self.number}"
+
+    def anew(self) -> None:
+        """Go on with a new folder for the results, and a new cache; the old ones are gone."""
+        shutil.rmtree(self.out)
+        shutil.rmtree(self.cache)
+        self.out, self.cache = self._new()
+
+    def trees(self) -> tuple[dict, dict]:
+        return tree(self.out), tree(self.cache)
+
+    def start(self, launcher: tuple[str, ...], **keywords) -> subprocess.Popen:
+        command = [sys.executable, *launcher, "batch", self.folder / "manifest.jsonl", "--out", self.out]
+        command += ["--cache", self.cache, "--model", self.folder / "model", "--device", "cpu", "-q"]
+        command += ["--steps", "6", "--start", "3", "--min-contrast", "none", "--max-clipped", "none"]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        return subprocess.Popen(
+            list(map(str, command)),
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            **keywords,
+        )
+
+    def finish(self, launcher: tuple[str, ...], **keywords) -> str:
+        """Run to the end, and return what was said. The bad row makes the code 1; another run at work is waited for."""
+        for _ in range(60):
+            process = self.start(launcher, **keywords)
+            told = process.communicate(timeout=900)[1]
+            if "another run is at work" not in told:
+                break
+            time.sleep(1)
+        assert process.returncode == 1 and "rows failed or were refused" in told, told
+        return told
+
+    def placed(self) -> int:
+        """How many files have their names by now."""
+        return sum(1 for top in (self.out, self.cache) for path in top.rglob("*.*") if not path.name.startswith("."))
+
+    def wait_for(self, files: int, process: subprocess.Popen) -> bool:
+        """Wait until so many files are there, and some milliseconds more; False where the process ended before."""
+        while process.poll() is None and self.placed() < files:
+            time.sleep(0.002)
+        time.sleep(self.draw.uniform(0, 0.05))
+        return process.poll() is None
+
+    def moment(self) -> int:
+        return self.draw.randrange(self.files)
+
+    def same(self) -> bool:
+        return self.trees() == self.expected
+
+
+def ranks_of(torchrun: subprocess.Popen) -> list[int]:
+    """The processes that torchrun has started."""
+    children = Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split()
+    return [int(child) for child in children if b"composition" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+def kill_alone(campaign: Campaign) -> str:
+    """One process, killed; now and then the one that resumes it as well."""
+    moments = sorted({campaign.moment() for _ in range(campaign.draw.choice((1, 1, 2)))})
+    for moment in moments:
+        process = campaign.start(ALONE)
+        if campaign.wait_for(moment, process):
+            process.send_signal(signal.SIGKILL)
+        process.communicate()
+    campaign.finish(ALONE)
+    return f"killed at file {' and '.join(map(str, moments))} of {campaign.files}"
+
+
+def kill_a_rank(campaign: Campaign) -> str:
+    process, moment = campaign.start(TORCHRUN), campaign.moment()
+    if campaign.wait_for(moment, process) and (ranks := ranks_of(process)):
+        os.kill(campaign.draw.choice(ranks), signal.SIGKILL)
+    process.communicate(timeout=900)
+    campaign.finish(campaign.draw.choice((TORCHRUN, ALONE)))
+    return f"a rank killed at file {moment}"
+
+
+def kill_torchrun(campaign: Campaign) -> str:
+    """The ranks outlive it for a while. A new run must be turned away as long as they write."""
+    process, moment = campaign.start(TORCHRUN), campaign.moment()
+    if campaign.wait_for(moment, process):
+        process.send_signal(signal.SIGKILL)
+    process.wait()
+    campaign.finish(ALONE)
+    return f"torchrun killed at file {moment}"
+
+
+def damage_the_cache(campaign: Campaign) -> str:
+    campaign.finish(ALONE)
+    shutil.rmtree(campaign.out)
+    kept = sorted(campaign.cache.iterdir())
+    for path in campaign.draw.sample(kept, len(kept) // 2):
+        content = bytearray(path.read_bytes())
+        way = campaign.draw.randrange(3)
+        if way == 0:
+            content = content[: campaign.draw.randrange(len(content))]
+        else:
+            content[campaign.draw.randrange(len(content) if way == 1 else 200)] ^= 1 << campaign.draw.randrange(8)
+        path.write_bytes(content)
+    told = campaign.finish(ALONE)
+    assert "unusable and will be made again" in told
+    return f"{len(kept) // 2} of {len(kept)} kept inversions damaged"
+
+
+def fill_the_disk(campaign: Campaign) -> str:
+    sizes = sorted(path.stat().st_size for top in (campaign.out, campaign.cache) for path in top.rglob("*.*"))
+    campaign.anew()
+    limit = campaign.draw.choice(sizes) - 1
+
+    def full() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    process = campaign.start(ALONE, preexec_fn=full)
+    told = process.communicate(timeout=900)[1]
+    assert process.returncode in (1, 2) and "Traceback" not in told, told
+    campaign.finish(ALONE)
+    return f"no file beyond {limit} bytes"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--kills", type=int, default=50, help="of one process (default: %(default)s); the rest follows")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    campaign = Campaign(options.folder, options.seed)
+    others = (kill_a_rank, kill_torchrun, damage_the_cache, fill_the_disk)
+    events = [kill_alone] * options.kills + [other for other in others for _ in range(max(1, options.kills // 10))]
+    outcomes = Counter()
+    for event in events:
+        if event is not fill_the_disk:
+            campaign.anew()
+        what = event(campaign)
+        same = campaign.same()
+        outcomes[event.__name__, same] += 1
+        print(f"{event.__name__}: {what}: {'the same bytes' if same else 'OTHER BYTES'}", flush=True)
+    for (name, same), count in sorted(outcomes.items()):
+        print(f"{name}: {count} times {'the same bytes' if same else 'OTHER BYTES'}")
+    return any(not same for _, same in outcomes)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -142,7 +142,8 @@ def odd_name(draw: random.Random, path: Path) -> Path:
     if draw.random() < 0.85:
         return path
     name = draw.choice(("a.png", "a.dcm", "a.nii.gz", "a", "a.tif", "é\u2028.png", os.fsdecode(b"a\xff.png")))
-    other = path.with_name(name if name != path.name else "b")
+    other = path.with_name(name)
+    other = path.with_name("b") if other.exists() else other
     match draw.randrange(5):
         case 0:
             path.rename(other)

@@ -229,12 +229,13 @@ def dicom(draw: random.Random, folder: Path) -> None:
         return
     written = content.getvalue()
     path.write_bytes(written if sound or draw.random() < 0.4 else damaged(draw, written))
-    name = f"{path}#{draw.randrange(frames)}" if frames > 1 else path
+    place = path if sound else odd_name(draw, path)
+    name = f"{place}#{draw.randrange(frames)}" if frames > 1 else place
     if draw.random() < 0.5:
-        check_scan(read_scan(name if sound else odd_name(draw, Path(name))))
+        check_scan(read_scan(name))
         return
     try:
-        found = read_mask(name if sound else odd_name(draw, Path(name)))
+        found = read_mask(name)
     except ScanError:
         assert not sound or not all((frame != 0).any() for frame in stored)
         raise

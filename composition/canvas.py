@@ -12,8 +12,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .model import Model, check_finite
+from solvers.finite import check_finite
+
+from .model import Model
 from .scans.images import Scan, check_scan
+
+# Half precision overflows on some images, and a picture of nan would be written as a black one. The autoencoder of
+# sd21 never runs in it.
+OVERFLOWN = "load the model in float32 (--dtype float32), or, if it is, compare its files with their publisher's"
 
 
 def canvas_size(size: tuple[int, int], image_size: int, factor: int) -> tuple[int, int]:
@@ -74,13 +80,13 @@ def canvas_image(model: Model, values: np.ndarray) -> torch.Tensor:
 @torch.no_grad()
 def encoded(model: Model, images: torch.Tensor) -> torch.Tensor:
     """Images (B, 3, h, w) of the canvas as latents. Raises FloatingPointError where these are not finite."""
-    return check_finite(model.encode(images), "the latent that the autoencoder makes of a scan")
+    return check_finite(model.encode(images), "the latent that the autoencoder makes of a scan", OVERFLOWN)
 
 
 @torch.no_grad()
 def decoded(model: Model, latents: torch.Tensor) -> torch.Tensor:
     """Latents (B, C, h / 8, w / 8) as images of the canvas. Raises FloatingPointError where these are not finite."""
-    return check_finite(model.decode(latents), "the image that the autoencoder decodes")
+    return check_finite(model.decode(latents), "the image that the autoencoder decodes", OVERFLOWN)
 
 
 @torch.no_grad()

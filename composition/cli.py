@@ -14,21 +14,20 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from sd21.command import guarded
+from sd21.command import Parser, guarded
 
 from .options import add_fields, made_of
 
 QUIET = "no progress bars, no messages; warnings and errors stay"
-# What to know after Ctrl-C.
 AGAIN = "the same command goes on where this one stopped, and what is whole stays"
 RESULTS = ("composite.png", "mask.png", "figure.png", "record.json")
-INTERRUPTED = {"batch": AGAIN, "benchmark": AGAIN}
+RESUMED = {"batch": AGAIN, "benchmark": AGAIN}  # what to know after Ctrl-C
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code of `sd21.command.guarded`. argparse itself exits with 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    interrupted = INTERRUPTED.get(next(iter(arguments), ""), "nothing was written")
+    interrupted = RESUMED.get(next(iter(arguments), ""), "no record was written, and the same command begins anew")
     return guarded(lambda: _command(arguments), interrupted, tell=_inversion_told)
 
 
@@ -49,9 +48,7 @@ def _inversion_told(error: Exception) -> str | None:
 
 def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     """The parser of all commands, of which `command` alone has its options."""
-    parser = argparse.ArgumentParser(
-        prog="python -m composition", description="Compose tumours into tumour-free scans."
-    )
+    parser = Parser(prog="python -m composition", description="Compose tumours into tumour-free scans.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, (about, description, add_options) in COMMANDS.items():
         one = commands.add_parser(name, help=about, description=description)
@@ -247,7 +244,7 @@ def _write_results(out: Path, request, composition, model, settings, method: str
     from .scans.images import write_image
 
     image, mask, figure, entry = (out / name for name in RESULTS)
-    entry.unlink(missing_ok=True)  # of an earlier run: a record without its pictures is better than with others
+    entry.unlink(missing_ok=True)  # first, so that a run that ends on the way leaves no record beside others' pictures
     write_image(image, composition.image)
     write_image(mask, composition.mask)
     with atomic(figure) as temporary:

@@ -55,16 +55,3 @@ class Model(Protocol):
 
     def embed(self, prompts: list[str]) -> Tensor:
         """B texts -> contexts (B, 77, D)."""
-
-
-def check_finite(values: Tensor, what: str) -> Tensor:
-    """The values themselves. Raises FloatingPointError, naming what they are, unless all are finite.
-
-    Half precision overflows on some images, and a picture of nan would be written as a black one.
-    """
-    if not torch.isfinite(values).all():
-        raise FloatingPointError(
-            f"{what} is not finite (nan or inf); load the model in a wider dtype (--dtype float32, or bfloat16), and "
-            "where it is float32 already, compare its files with their publisher's"
-        )
-    return values

@@ -34,6 +34,7 @@ PAPER = {
 # What the other numbers may be, as (least, greatest); floats stand for fields that take fractions. Where no equation
 # sets the greatest, it lies far beyond any use: a number above it is a slip, which would cost hours or memory.
 BOUNDS = {
+    "steps": (1, 1000),  # the times that Stable Diffusion was trained on
     "preserve_background_until": (0, 1_000_000),
     "preserve_object_until": (0, 1_000_000),
     "exceptional_token": (0, 10_000_000),
@@ -170,10 +171,9 @@ class Settings:
             value = getattr(self, one.name)
             if value is not None or type(None) not in get_args(hints[one.name]):
                 object.__setattr__(self, one.name, _read(one.name, value, hints[one.name], one.metadata["choices"]))
-        _in_range(self, "steps", 1, 1000)  # the times that Stable Diffusion was trained on
-        _in_range(self, "start", 1, self.steps)
         for name, (low, high) in BOUNDS.items():
             _in_range(self, name, low, high)
+        _in_range(self, "start", 1, self.steps)
 
     @classmethod
     def paper(cls, **changes: object) -> Settings:

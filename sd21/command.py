@@ -1,19 +1,32 @@
 """This module is the one rule of the command lines: a traceback is for a bug of ours, and anything else is one line.
 
-`python -m composition` and `python -m sd21.training` both run inside `guarded`.
+`python -m composition` and `python -m sd21.training` both take their options with Parser and run inside `guarded`.
 """
 
 from __future__ import annotations
 
+import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from .words import one_line
 
 # What our own checks raise: CheckpointError, ScanError, FolderError, ... The request cannot be met as it stands.
 REFUSED = (ValueError, OSError, ImportError)
 INTERRUPTED = 130  # as shells report a process that ended by Ctrl-C
+# Of an OSError: the disk, and not the request, is at fault.
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, without the usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {one_line(message, 500)}; see {self.prog} --help", file=sys.stderr)
+        raise SystemExit(2)
 
 
 def guarded(run: Callable[[], int], interrupted: str, tell: Callable[[Exception], str | None] = lambda _: None) -> int:
@@ -31,7 +44,7 @@ def guarded(run: Callable[[], int], interrupted: str, tell: Callable[[Exception]
             print(f"\ninterrupted: {interrupted}", file=sys.stderr)
         return INTERRUPTED
     except REFUSED as error:
-        return _told(str(error) or type(error).__name__, 2)
+        return _told(str(error) or type(error).__name__, 1 if getattr(error, "errno", None) in DISK else 2)
     except Exception as error:
         failed = isinstance(error, FloatingPointError)
         line = str(error) if failed else memory_told(error) if out_of_memory(error) else tell(error)
@@ -57,5 +70,5 @@ def memory_told(error: BaseException) -> str:
 
 
 def _told(text: str, code: int) -> int:
-    print(f"error: {' '.join(text.splitlines())}", file=sys.stderr)
+    print(f"error: {one_line(text, 5000)}", file=sys.stderr)
     return code

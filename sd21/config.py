@@ -242,6 +242,10 @@ class SchedulerConfig(Published):
         self._require(self.beta_start <= self.beta_end, ordered)
         good = self.prediction_type in PREDICTION_TYPES
         self._require(good, f"prediction_type must be 'epsilon' or 'v_prediction', got {shown(self.prediction_type)}")
+        least = self.alphas_cumprod()[-1].item()
+        self._require(
+            least > 0, "the betas leave nothing of the image at the last training time; expected smaller ones"
+        )
 
     def alphas_cumprod(self) -> torch.Tensor:
         """alpha[t]^2 of the training times t = 0, 1, ...: float64 (num_train_timesteps,). "scaled_linear" (Rombach et

@@ -26,10 +26,11 @@ _owner: ContextVar[str] = ContextVar("owner", default="")
 def atomic(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, with its suffix, where the caller writes a file or a folder.
 
-    On success it becomes `path`; on an error it is removed. A kill leaves at most the temporary behind (see
-    `remove_partial`): `path` itself is the old file or the whole new one. Several processes, on several machines, may
-    write the same file; the last one wins. A folder does not replace another folder: that raises OSError. The folder
-    that `path` lies in is made. An OSError names `path`, also where the system does not say what is full.
+    On success it becomes `path`; on an error it is removed. A kill leaves at most the temporary behind, which
+    `remove_partial` removes if it is a file: `path` itself is the old file or the whole new one. Several processes, on
+    several machines, may write the same file; the last one wins. A folder does not replace another folder: that raises
+    OSError. The folder that `path` lies in is made. An OSError that is not another file's names `path`, also where the
+    system does not say what is full.
     """
     path = Path(path)
     # The name does not come from tempfile: only the owner can read mkstemp's files, and the rename would keep that.
@@ -42,8 +43,10 @@ def atomic(path: str | Path) -> Iterator[Path]:
                 os.fsync(opened.fileno())  # without it, a power cut can leave the new name on an empty file
         os.replace(temporary, path)
     except OSError as error:
-        if error.errno is None:  # one that a library made, of a text alone
+        if error.filename not in (None, str(temporary), str(path)):
             raise
+        if error.errno is None:  # one that a library made, of a text alone
+            raise OSError(f"{path} was not written: {error}") from error
         raise OSError(error.errno, f"{error.strerror}; it was not written", str(path)) from error
     finally:
         _remove(temporary)
@@ -103,3 +106,11 @@ def sha256(path: str | Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def irregular(path: str | Path) -> str | None:
+    """What is wrong with a path that is to be read, in words that a path follows; None for a regular file. To open a
+    pipe or a device may wait for ever."""
+    if os.path.isfile(path):
+        return None
+    return "this is no regular file" if os.path.exists(path) else "there is no such file"

@@ -7,6 +7,7 @@ training use it alike.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,12 @@ from filelock import FileLock, Timeout
 
 from .files import remove_partial, temporaries_of
 
-LOCK = ".lock"
+LOCK = ".composition-lock"
+
+
+def left_locked(folder: Path) -> bool:
+    """Whether a run on this folder was killed, or is at work now."""
+    return (folder / LOCK).exists()
 
 
 class FolderError(ValueError):
@@ -27,12 +33,13 @@ def owned(folder: str | Path, *, cache: str | Path | None = None, rank: int = 0)
     """Within the block, this run alone writes to `folder`, which is made if it is not there.
 
     What a killed run on the same folder left unfinished, in it or in the cache, is removed first: such temporaries bear
-    the folder's own id. The operating system frees the lock of a process that ends in any way. A folder that the block
-    makes, and leaves empty because it fails, is gone again.
+    the folder's own id, which is that of its path and its place on the disk. (In a cache they stay where the folder was
+    moved since.) The operating system frees the lock of a process that ends in any way. A folder that the block makes,
+    and leaves empty because it fails, is gone again.
 
     cache: a folder that other runs may use at the same time. rank: of this process where several share one run; rank 0
         enters first. Each has a lock of its own, so that a rank that outlives the others keeps new runs away.
-    Raises FolderError where another run is at work on the folder, and where it is no folder.
+    Raises FolderError where another run is at work on the folder, where it is no folder, and where it cannot be locked.
     """
     folder = Path(folder)
     made = [path for path in (folder, *folder.parents) if not path.exists()]
@@ -43,7 +50,7 @@ def owned(folder: str | Path, *, cache: str | Path | None = None, rank: int = 0)
     try:
         with _locked(folder, f"{LOCK}{rank or ''}"):
             if rank == 0:
-                for left in folder.glob(f"{LOCK}[0-9]*"):
+                for left in (path for path in folder.glob(f"{LOCK}*") if re.fullmatch(LOCK + "[0-9]+", path.name)):
                     with _locked(folder, left.name):
                         pass
                 for place in (folder, *([Path(cache)] if cache is not None else [])):
@@ -72,6 +79,10 @@ def _locked(folder: Path, name: str) -> Iterator[None]:
         raise FolderError(
             f"another run is at work on {folder}; wait for its end, stop it, or name another folder for the results"
         ) from None
+    except NotImplementedError:
+        raise FolderError(
+            f"the disk of {folder} knows no locks; name a folder on another disk for the results"
+        ) from None
     try:
         yield
     finally:
@@ -80,6 +91,6 @@ def _locked(folder: Path, name: str) -> Iterator[None]:
 
 
 def _id_of(folder: Path) -> str:
-    """What tells a folder from all others, on this machine and on those that share a cache with it."""
+    """What tells a folder from others, on this machine and on those that share a cache with it."""
     path = folder.resolve()
     return hashlib.sha256(f"{path.stat().st_ino} {path}".encode("utf-8", "surrogateescape")).hexdigest()[:16]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from . import single_file, sources
+from .command import out_of_memory
 from .config import PREDICTION_TYPES, ConfigError
 from .files import sha256
 from .text import TextEncoder
@@ -180,6 +181,8 @@ def find_device(device: str | torch.device | None) -> torch.device:
         torch.ones(1, device=device).item()  # there and back: the meta device takes values and returns none
         found = torch.device(device)
     except Exception as error:  # torch's backends share no exception for a device that they do not have
+        if out_of_memory(error):  # the device is here, and full
+            raise
         cause = one_line((str(error).splitlines() or [type(error).__name__])[0], 120)
         raise ValueError(f"device {shown(device)} cannot be had: {cause}; leave it out for the best") from error
     if found.type == "cpu" and found.index not in (None, 0):  # torch takes any number for the one CPU

@@ -29,7 +29,7 @@ TRAINING_STATE = {
     *("betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod"),
     *("log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod"),
     *("posterior_variance", "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2"),
-    *("logvar", "lvlb_weights"),
+    *("logvar", "lvlb_weights", "model_ema.decay", "model_ema.num_updates"),
 }
 CLIP_HEAD = {"text_projection", "logit_scale"}
 # What some files hold beyond that, see keys.sort_out. The log names it.
@@ -45,7 +45,8 @@ EXTRAS = (
 # What files say of themselves in their header (github.com/Stability-AI/ModelSpec).
 SAID_PREDICTION, SAID_ARCHITECTURE = "modelspec.prediction_type", "modelspec.architecture"
 SAID = {"epsilon": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}
-OTHER_FAMILIES = ("stable-diffusion-v1", "xl", "stable-diffusion-v3", "stable-diffusion-3", "flux", "cascade")
+# The architecture's first words, as the ModelSpec has them: stable-diffusion-v2-512, stable-diffusion-v2-768-v.
+FAMILY = "stable-diffusion-v2"
 
 
 def read(path: Path, variant: str | None, prediction_type: str | None, tokenizer: Path | None) -> Checkpoint:
@@ -63,7 +64,8 @@ def read(path: Path, variant: str | None, prediction_type: str | None, tokenizer
             f"{path} has no tokenizer; name one with tokenizer=, a folder with vocab.json and merges.txt or the hub id "
             "of a Stable Diffusion 2.x model"
         )
-    stored, left_out = keys.sort_out(index([path]), EXTRAS)
+    held = {key: tensor for key, tensor in index([path]).items() if key not in TRAINING_STATE}
+    stored, left_out = keys.sort_out(held, EXTRAS)
     lacking = [prefix for prefix in PREFIXES.values() if not any(key.startswith(prefix) for key in stored)]
     if lacking:
         raise CheckpointError(
@@ -84,9 +86,10 @@ def read(path: Path, variant: str | None, prediction_type: str | None, tokenizer
 
 
 def _prediction_type(path: Path, says: Mapping[str, str], stated: str | None) -> str:
-    """What the network predicts, by the file's own header `says` or else by the caller."""
-    family, said = says.get(SAID_ARCHITECTURE, ""), says.get(SAID_PREDICTION)
-    if any(other in family.lower() for other in OTHER_FAMILIES):
+    """What the network predicts, by the file's own header `says` or else by the caller. Raises CheckpointError where
+    neither says it, where they contradict each other, and for a header of another family."""
+    family, said = says.get(SAID_ARCHITECTURE, FAMILY), says.get(SAID_PREDICTION)
+    if not family.lower().startswith(FAMILY):
         raise CheckpointError(
             f"{path} is of another family: its header says {SAID_ARCHITECTURE} = {shown(family)}; expected a Stable "
             "Diffusion 2.x model"

@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from .files import irregular
 from .words import one_line
 
 FLOATING = ("F64", "F32", "F16", "BF16")
@@ -108,9 +109,9 @@ def listed(names: Iterable[str], limit: int = 6) -> str:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[safe_open]:
-    """A safetensors file, open. Whatever its reader raises, on opening or later, becomes a CheckpointError."""
-    if not path.is_file():  # opening a pipe would wait for a writer
-        raise CheckpointError(f"{path} is not a regular file; expected a .safetensors file")
+    """A safetensors file, open. What its reader raises for damage, on opening or later, becomes a CheckpointError."""
+    if what := irregular(path):
+        raise CheckpointError(f"{what}: {path}; expected a .safetensors file")
     try:
         with safe_open(path, framework="pt") as file:
             yield file

@@ -5,12 +5,12 @@ iteration needs it, and knows nothing of what it checks.
 import torch
 from torch import Tensor
 
+ADVICE = "lower the guidance scale or start, and if the network runs in float16, run it in bfloat16 or float32"
 
-def check_finite(values: Tensor, what: str) -> Tensor:
-    """The values themselves. FloatingPointError, naming what they are, unless all are finite."""
+
+def check_finite(values: Tensor, what: str, advice: str = ADVICE) -> Tensor:
+    """The values themselves. FloatingPointError, naming what they are and their dtype, unless all are finite."""
     if not torch.isfinite(values).all():
-        raise FloatingPointError(
-            f"{what} is not finite (nan or inf): the iteration has left what {values.dtype} holds; lower the guidance "
-            f"scale or start, and if the network runs in float16, run it in bfloat16 or float32"
-        )
+        dtype = str(values.dtype).removeprefix("torch.")
+        raise FloatingPointError(f"{what} is not finite (nan or inf), in {dtype}: {advice}")
     return values

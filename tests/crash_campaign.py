@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 from composition_files import row, tree, write_manifest, write_scans, write_tiny_model
@@ -42,6 +43,7 @@ class Campaign:
         self.finish(ALONE)
         self.expected = self.trees()
         self.files = sum(map(len, self.expected))
+        self.sizes = sorted(path.stat().st_size for top in (self.out, self.cache) for path in top.rglob("*.*"))
 
     def _new(self) -> tuple[Path, Path]:
         self.number += 1
@@ -85,15 +87,19 @@ class Campaign:
         """How many files have their names by now."""
         return sum(1 for top in (self.out, self.cache) for path in top.rglob("*.*") if not path.name.startswith("."))
 
-    def wait_for(self, files: int, process: subprocess.Popen) -> bool:
-        """Wait until so many files are there, and some milliseconds more; False where the process ended before."""
+    def killed(self, process: subprocess.Popen, files: int, victims: Callable[[], list[int]]) -> bool:
+        """Wait until so many files are there, and some milliseconds more, and kill one of the victims. False where the
+        process had ended by then, or has no victim."""
         while process.poll() is None and self.placed() < files:
             time.sleep(0.002)
         time.sleep(self.draw.uniform(0, 0.05))
-        return process.poll() is None
-
-    def moment(self) -> int:
-        return self.draw.randrange(self.files)
+        if process.poll() is not None or not (found := victims()):
+            return False
+        try:
+            os.kill(self.draw.choice(found), signal.SIGKILL)
+        except ProcessLookupError:
+            return False
+        return True
 
     def same(self) -> bool:
         return self.trees() == self.expected
@@ -105,38 +111,37 @@ def ranks_of(torchrun: subprocess.Popen) -> list[int]:
     return [int(child) for child in children if b"composition" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
-def kill_alone(campaign: Campaign) -> str:
-    """One process, killed; now and then the one that resumes it as well."""
-    moments = sorted({campaign.moment() for _ in range(campaign.draw.choice((1, 1, 2)))})
-    for moment in moments:
+def kill_alone(campaign: Campaign, moment: int) -> str | None:
+    """One process, killed; now and then the one that resumes it as well, at a later moment."""
+    moments = [moment, *([campaign.draw.randrange(moment, campaign.files)] if campaign.draw.random() < 0.3 else [])]
+    told = []
+    for each in moments:
         process = campaign.start(ALONE)
-        if campaign.wait_for(moment, process):
-            process.send_signal(signal.SIGKILL)
+        if campaign.killed(process, each, lambda process=process: [process.pid]):
+            told.append(str(each))
         process.communicate()
     campaign.finish(ALONE)
-    return f"killed at file {' and '.join(map(str, moments))} of {campaign.files}"
+    return f"killed at file {' and '.join(told)} of {campaign.files}" if told else None
 
 
-def kill_a_rank(campaign: Campaign) -> str:
-    process, moment = campaign.start(TORCHRUN), campaign.moment()
-    if campaign.wait_for(moment, process) and (ranks := ranks_of(process)):
-        os.kill(campaign.draw.choice(ranks), signal.SIGKILL)
+def kill_a_rank(campaign: Campaign, moment: int) -> str | None:
+    process = campaign.start(TORCHRUN)
+    killed = campaign.killed(process, moment, lambda: ranks_of(process))
     process.communicate(timeout=900)
     campaign.finish(campaign.draw.choice((TORCHRUN, ALONE)))
-    return f"a rank killed at file {moment}"
+    return f"a rank killed at file {moment}" if killed else None
 
 
-def kill_torchrun(campaign: Campaign) -> str:
+def kill_torchrun(campaign: Campaign, moment: int) -> str | None:
     """The ranks outlive it for a while. A new run must be turned away as long as they write."""
-    process, moment = campaign.start(TORCHRUN), campaign.moment()
-    if campaign.wait_for(moment, process):
-        process.send_signal(signal.SIGKILL)
+    process = campaign.start(TORCHRUN)
+    killed = campaign.killed(process, moment, lambda: [process.pid])
     process.wait()
     campaign.finish(ALONE)
-    return f"torchrun killed at file {moment}"
+    return f"torchrun killed at file {moment}" if killed else None
 
 
-def damage_the_cache(campaign: Campaign) -> str:
+def damage_the_cache(campaign: Campaign, _: int) -> str:
     campaign.finish(ALONE)
     shutil.rmtree(campaign.out)
     kept = sorted(campaign.cache.iterdir())
@@ -153,10 +158,8 @@ def damage_the_cache(campaign: Campaign) -> str:
     return f"{len(kept) // 2} of {len(kept)} kept inversions damaged"
 
 
-def fill_the_disk(campaign: Campaign) -> str:
-    sizes = sorted(path.stat().st_size for top in (campaign.out, campaign.cache) for path in top.rglob("*.*"))
-    campaign.anew()
-    limit = campaign.draw.choice(sizes) - 1
+def fill_the_disk(campaign: Campaign, _: int) -> str:
+    limit = campaign.draw.choice(campaign.sizes) - 1
 
     def full() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
@@ -176,15 +179,18 @@ def main() -> int:
     options = parser.parse_args()
     campaign = Campaign(options.folder, options.seed)
     others = (kill_a_rank, kill_torchrun, damage_the_cache, fill_the_disk)
-    events = [kill_alone] * options.kills + [other for other in others for _ in range(max(1, options.kills // 10))]
+    # The moments of each kind of kill are spread evenly over the files that a batch writes.
+    events = [(kill_alone, options.kills)] + [(other, max(1, options.kills // 5)) for other in others]
     outcomes = Counter()
-    for event in events:
-        if event is not fill_the_disk:
-            campaign.anew()
-        what = event(campaign)
-        same = campaign.same()
-        outcomes[event.__name__, same] += 1
-        print(f"{event.__name__}: {what}: {'the same bytes' if same else 'OTHER BYTES'}", flush=True)
+    for event, count in events:
+        for number in range(count):
+            what = None
+            while what is None:  # the process had ended before its moment
+                campaign.anew()
+                what = event(campaign, (number * campaign.files) // count)
+            same = campaign.same()
+            outcomes[event.__name__, same] += 1
+            print(f"{event.__name__}: {what}: {'the same bytes' if same else 'OTHER BYTES'}", flush=True)
     for (name, same), count in sorted(outcomes.items()):
         print(f"{name}: {count} times {'the same bytes' if same else 'OTHER BYTES'}")
     return any(not same for _, same in outcomes)

@@ -26,6 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 LIMIT_SECONDS, LIMIT_BYTES = 10.0, 2 << 30
+ROOT = Path(__file__).parent.parent
+SLIPS = (KeyError, IndexError, TypeError, AttributeError, AssertionError, NameError, ZeroDivisionError)
 LONGEST_MESSAGE = 2000  # characters; a user reads no more
 
 
@@ -140,11 +142,23 @@ def run_case(kind_of_input, kind: str, number: int, seed: int) -> str:
             text = str(error)
             if not text or "\n" in text or len(text) > LONGEST_MESSAGE or "Traceback" in text:
                 return f"no clear message: {type(error).__name__}: {text[:500]!r}"
+            if slip := slip_behind(error):
+                return f"{text[:300]!r} hides a slip of ours: {slip}"
             return "error"
         except Exception:
             return traceback.format_exc()[-2500:]
         finally:
             os.chdir("/")
+
+
+def slip_behind(error: BaseException | None) -> str | None:
+    """A slip of our own code that became a clear error on the way: one of SLIPS, raised in the package itself."""
+    while error is not None:
+        frame = traceback.extract_tb(error.__traceback__)[-1] if error.__traceback__ else None
+        if isinstance(error, SLIPS) and frame and Path(frame.filename).is_relative_to(ROOT):
+            return f"{type(error).__name__}: {error} ({frame.filename}, line {frame.lineno})"
+        error = error.__cause__
+    return None
 
 
 def _memory(name: str, reset: bool = False) -> int:

@@ -18,7 +18,7 @@ from composition import Settings
 from composition.mini import demo
 from composition.runs.batch import run_batch
 from composition.runs.manifest import read_manifest
-from composition.scans.errors import RowError, ScanError
+from composition.scans.errors import RowError
 from sd21.files import TEMPORARY, atomic
 from sd21.folders import LOCK, FolderError, owned
 
@@ -51,7 +51,7 @@ def test_a_result_never_takes_the_place_of_an_input(scans, link):
         link(images / "case0.png", scans / "other.png")
     background = "out/images/case0.png" if link is None else "other.png"
     before = tree(scans / "out")
-    with pytest.raises(ScanError, match=r"case0\.png would take the place of the input .*; name another folder"):
+    with pytest.raises(FolderError, match=r"case0\.png would take the place of the input .*; name another folder"):
         run(scans, [row(0), row(1, background=background)])
     assert tree(scans / "out") == before
 
@@ -61,18 +61,61 @@ def test_the_tables_never_take_the_place_of_the_manifest(scans):
     manifest = write_manifest(scans / "out" / "metadata.jsonl", [row(0)])
     text = manifest.read_text().replace('"s', '"../s').replace('"m.png', '"../m.png')
     manifest.write_text(text)
-    with pytest.raises(ScanError, match=r"metadata\.jsonl would take the place of the input"):
+    with pytest.raises(FolderError, match=r"metadata\.jsonl would take the place of the input"):
         run_batch(manifest, scans / "out", lambda: pytest.fail("the model was loaded"), QUICK, quiet=True)
     assert manifest.read_text() == text and os.listdir(scans / "out") == ["metadata.jsonl"]
 
 
-def test_a_file_that_no_batch_has_made_stays(scans):
+@pytest.mark.parametrize("name", ["images/case0.png", "masks/case0.png", "metadata.jsonl", "errors.jsonl"])
+@pytest.mark.parametrize("first", [row(0), row(0, object="none.png")])
+def test_a_file_that_no_batch_has_made_stays(scans, name, first):
+    """Whether the row that would take its place is good or bad."""
+    path = scans / "out" / name
+    path.parent.mkdir(parents=True)
+    path.write_text("a user's")
+    before = tree(scans / "out")
+    with pytest.raises(FolderError, match=rf"{path.name} is there, and no batch has made it"):
+        run(scans, [first, row(1)])
+    assert tree(scans / "out") == before
+    if "case0" in name:
+        assert run(scans, [row(1)]).written == 1 and run(scans, [row(1)]).kept == 1
+        assert path.read_text() == "a user's"
+
+
+def test_what_a_killed_run_left_without_a_record_is_a_batchs(scans):
+    run(scans, [row(0), row(1)])
+    before = tree(scans / "out")
+    (scans / "out" / "records" / "case0.json").unlink()
+    with pytest.raises(FolderError, match=r"case0\.png is there"):
+        run(scans, [row(0), row(1)])
+    (scans / "out" / LOCK).touch()  # as a kill leaves it
+    with pytest.raises(ValueError, match="the load failed"):  # this run leaves no lock, and nothing without a record
+
+        def fails():
+            raise ValueError("the load failed")
+
+        run_batch(scans / "manifest.jsonl", scans / "out", fails, QUICK, quiet=True)
+    assert not (scans / "out" / "images" / "case0.png").exists() and not (scans / "out" / LOCK).exists()
+    assert run(scans, [row(0), row(1)]).written == 1 and tree(scans / "out") == before
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [row(0, object="none.png"), row(1, background="out/images/case0.png")],  # a bad row's results go
+        [row(0, background="out/images/case1.png", object="none.png"), row(1)],  # a bad row's input stays
+    ],
+)
+def test_bad_rows_take_no_input_and_lose_none(scans, rows):
     (scans / "out" / "images").mkdir(parents=True)
-    (scans / "out" / "images" / "case0.png").write_text("a user's")
-    with pytest.raises(ScanError, match=r"case0\.png is there already, and no batch has made it"):
-        run(scans, [row(0)])
-    assert run(scans, [row(1)]).written == 1 and run(scans, [row(1)]).kept == 1
-    assert (scans / "out" / "images" / "case0.png").read_text() == "a user's"
+    (scans / "out" / "records").mkdir()
+    for number in (0, 1):
+        (scans / "out" / "records" / f"case{number}.json").write_text("{}")
+        shutil.copy(scans / f"s{number}.png", scans / "out" / "images" / f"case{number}.png")
+    before = tree(scans / "out")
+    with pytest.raises(FolderError, match="would take the place of the input"):
+        run(scans, rows)
+    assert tree(scans / "out") == before
 
 
 def test_what_others_call_partial_stays_and_a_killed_runs_own_goes(scans):
@@ -197,7 +240,7 @@ def bad_lines() -> list[tuple[bytes, str]]:
         (line(settings={"steps": 10**400}), "steps is a whole number from 1 to 1000"),
         (surrogate, "there is no such file"),
         (line(prompt="P").replace(b'"P"', b'"\\ud83d"'), "the prompt is no text"),
-        (line(background="n" * 5000), "File name too long"),
+        (line(background="n" * 5000), "there is no such file"),
         (line(background="s\0.png"), "no such file"),
         (line(background="."), "no regular file"),
         (line(background="pipe"), "no regular file"),
@@ -276,19 +319,17 @@ def test_a_failed_load_leaves_no_folder(scans):
 
 
 def test_a_network_that_overflows_costs_its_row_and_never_gives_a_black_picture(scans):
-    model = FakeModel(64)
-    whole = model.decode
+    model, calls = FakeModel(64), []
+    sound = model.decode
 
     def decode(latent):
-        image = whole(latent)
-        return image * np.nan if latent.mean() > decoded_means[0] else image
+        calls.append(latent)
+        return sound(latent) * (np.nan if len(calls) == 1 else 1)  # rows of one background come one after the other
 
-    means = []
-    model.decode = lambda latent: (means.append(latent.mean()), whole(latent))[1]
-    manifest = write_manifest(scans / "manifest.jsonl", [row(0), row(1)])
-    run_batch(manifest, scans / "probe", lambda: model, QUICK, quiet=True)
-    decoded_means = [sum(means) / len(means)]
     model.decode = decode
+    manifest = write_manifest(scans / "manifest.jsonl", [row(0), row(1)])
     summary = run_batch(manifest, scans / "out", lambda: model, QUICK, quiet=True)
-    assert summary.bad > 0
-    assert all("decode in float32: the image that the autoencoder" in entry["error"] for entry in errors(scans))
+    assert (summary.written, summary.bad) == (1, 1)
+    (error,) = errors(scans)
+    assert error["line"] == 1 and "decode, the network in float32: the image that the autoencoder" in error["error"]
+    assert [path.name for path in (scans / "out" / "images").iterdir()] == ["case1.png"]

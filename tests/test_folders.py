@@ -51,10 +51,12 @@ def test_a_folder_has_one_run_at_a_time_and_a_killed_one_keeps_nobody_away(tmp_p
         process.send_signal(signal.SIGKILL)
         process.communicate()
     assert any(name.startswith(LOCK) for name in names(tmp_path / "out"))
-    (tmp_path / "out" / f"{TEMPORARY}mine.txt").write_text("a user's")
+    users = {f"{TEMPORARY}mine.txt", ".lock", f"{LOCK}5-notes"}
+    for name in users:
+        (tmp_path / "out" / name).write_text("a user's")
     with owned(tmp_path / "out"):
-        assert names(tmp_path / "out") == [LOCK, f"{TEMPORARY}mine.txt"]
-    assert names(tmp_path / "out") == [f"{TEMPORARY}mine.txt"]
+        assert set(names(tmp_path / "out")) == {LOCK, *users}
+    assert {path.name: path.read_text() for path in (tmp_path / "out").iterdir()} == dict.fromkeys(users, "a user's")
 
 
 def test_ranks_of_one_run_share_its_folder(tmp_path):
@@ -75,9 +77,9 @@ def test_only_this_folders_temporaries_go_from_a_shared_cache(tmp_path):
         left.write_text("half")  # as a kill leaves it
     assert len(names(cache)) == 2
     with owned(tmp_path / "mine", cache=cache):
-        (only,) = names(cache)
+        assert names(cache) == [left.name]  # the other's
     with owned(tmp_path / "other", cache=cache):
-        assert only and names(cache) == []
+        assert names(cache) == []
 
 
 def test_a_folder_that_a_failure_leaves_empty_is_gone_again(tmp_path):

@@ -216,7 +216,7 @@ def test_what_is_no_regular_file_is_never_opened(tmp_path, read, suffix):
     os.mkfifo(tmp_path / f"pipe.{suffix}")  # opening it would wait for ever for somebody who writes
     (tmp_path / f"folder.{suffix}").mkdir()
     for name in ("pipe", "folder"):
-        with pytest.raises(ScanError, match=rf"{name}\.{suffix} is no regular file"):
+        with pytest.raises(ScanError, match=rf"{name}\.{suffix}: this is no regular file"):
             read(tmp_path / f"{name}.{suffix}")
     for absent in (f"absent.{suffix}", f"absent.{suffix}#1", f"{'x' * 5000}.{suffix}", f"nu\0ll.{suffix}"):
         with pytest.raises(ScanError, match="there is no such file"):
@@ -232,10 +232,10 @@ def test_a_librarys_message_becomes_one_short_line():
     assert str(error.value).endswith("image: ValueError")  # an error without words is named by its type
 
 
-@pytest.mark.parametrize("error", [MemoryError(), RecursionError("maximum recursion depth exceeded")])
-def test_too_little_memory_or_stack_is_a_damaged_file(error):
+@pytest.mark.parametrize("error", [KeyError("tag"), RecursionError("maximum recursion depth exceeded")])
+def test_whatever_a_library_raises_is_a_damaged_file(error):
     with (
-        pytest.raises(ScanError, match=r"scan\.png cannot be read as an image: \w"),
+        pytest.raises(ScanError, match=r"scan\.png cannot be read as an image: ['\w]"),
         damage_named("scan.png", "an image"),
     ):
         raise error

@@ -150,7 +150,7 @@ def test_a_source_that_is_no_file_is_named(tmp_path, make):
     assert "model.safetensors is not a regular file; expected a .safetensors file" in refused(
         tmp_path / "model.safetensors", prediction_type="epsilon"
     )
-    with pytest.raises(sd21.CheckpointError, match="is not a regular file"):
+    with pytest.raises(sd21.CheckpointError, match="this is no regular file"):
         single_file.read(tmp_path / "model.safetensors", None, "epsilon", tmp_path)
 
 

@@ -51,5 +51,5 @@ def test_settings_refuse_what_they_cannot_mean(name, value):
 def test_the_ends_of_every_range_are_in_it():
     for name, ends in BOUNDS.items():
         for end in ends:
-            assert getattr(Settings(**{name: end}), name) == end
+            assert getattr(Settings(**{"start": 1, name: end}), name) == end
     assert (Settings(steps=1000, start=1000).start, Settings(steps=1, start=1).steps) == (1000, 1)

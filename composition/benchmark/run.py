@@ -250,8 +250,9 @@ def _write_grid(
     done = {(entry["id"], entry["variant"]) for entry in entries}
     known = {sample for sample, _ in done}
     shown_rows = [row for row in rows if row.id in known and parts_of(row.id)[1] in shown]
+    picture = grid(shown_rows, lineup.columns, out / "runs", done, reproduced)
     with atomic(out / _grid_name(lineup)) as temporary:
-        grid(shown_rows, lineup.columns, out / "runs", done, reproduced).save(temporary)
+        picture.save(temporary)
 
 
 def _grid_name(lineup: Lineup) -> str:

@@ -334,13 +334,14 @@ class Frame:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Add the wall time of the block to this stage's, and name stage and dtype in what overflows within it."""
+        """Add the wall time of the block to this stage's, and name it, and the network's dtype, in what overflows in
+        it."""
         begin = time.perf_counter()
         try:
             yield
         except FloatingPointError as error:
             dtype = str(self.model.dtype).removeprefix("torch.")
-            raise FloatingPointError(f"{name} in {dtype}: {error}") from error
+            raise FloatingPointError(f"{name}, the network in {dtype}: {error}") from error
         if torch.device(self.model.device).type == "cuda":
             torch.cuda.synchronize(self.model.device)
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin

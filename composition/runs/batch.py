@@ -5,7 +5,8 @@
     OUT/masks/ID.png        their tumour masks        (mask_file_name)
     OUT/records/ID.json     the same records, one each; a row is done when its record and the files it names are whole
     OUT/errors.jsonl        the rows that failed or were refused, if any were
-    OUT/.lock               while a run is at work; killed runs leave it, and it keeps nobody away
+    OUT/.composition-lock   the lock of the run that is at work, and one for each rank; one that a killed run left
+                            behind does not stop the next
 
 This is the layout of Hugging Face's "imagefolder", where every column `*_file_name` is one of images.
 
@@ -22,19 +23,19 @@ composing.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 from pathlib import Path
 
 import torch.distributed as dist
 
 from sd21.files import json_lines, sha256, write_json, write_text
-from sd21.folders import LOCK
+from sd21.folders import FolderError, left_locked
 
 from ..methods import METHODS, Composition, compose
 from ..metrics.label_truth import LabelTruth
 from ..model import Model
-from ..scans.errors import RowError, ScanError
+from ..scans.errors import RowError
 from ..scans.images import write_image
 from ..settings import Settings
 from . import record
@@ -68,7 +69,7 @@ def run_batch(
     limits: what a label has to keep, or its row is refused.
     Returns the summary on rank 0, None on others. Raises ValueError for a method that does not exist, for a manifest or
     folder that cannot be used (RowError, FolderError), and for results that would take the place of an input
-    (ScanError); nothing is changed then.
+    or of a file that no batch has made (FolderError); nothing is changed then.
     """
     if method not in METHODS:
         raise ValueError(f"method is a name, one of {', '.join(METHODS)}, for records to hold; got {method!r}")
@@ -76,7 +77,7 @@ def run_batch(
     rows, bad = read_manifest(manifest, settings)
     if ranks.rank == 0:
         _check_nothing_is_lost(Path(manifest), rows, bad, out)
-    with ranks.owning(out, cache=cache):
+    with ranks.owning(out, cache=cache, prepare=lambda: _sweep(out, [row.id for row in rows])):
         if rows:
             inversions, model = InversionStore(cache), load_model()
             queue = sorted(rows, key=lambda row: str(row.request.files["background"]))
@@ -87,20 +88,37 @@ def run_batch(
 
 
 def _check_nothing_is_lost(manifest: Path, rows: list[Row], bad: dict[int, BadRow], out: Path) -> None:
-    """Raises ScanError where a result would take the place of an input, or of a file that no batch has made, and
-    RowError where not a row is good and an earlier run's results would all go."""
-    outputs = [path for row in rows for path in _files_of(out, row.id)]
+    """Raises FolderError where a result would take the place of an input, or of a file that no batch has made, and
+    RowError where not a row is good and an earlier run's results would all go.
+
+    A file is a batch's if its row's record is there, or if a batch was killed here, which then may have lacked the time
+    to write the record.
+    """
+    ids = [row.id for row in rows] + [row.id for row in bad.values() if row.id is not None]
+    outputs = [*(out / name for name in TABLES), *(path for one in ids for path in _files_of(out, one))]
     inputs = [path for row in rows for path in row.request.files.values()]
-    check_apart([manifest, *inputs], [*outputs, *(out / name for name in TABLES)])
-    ours = (out / "records").is_dir() or (out / LOCK).exists()
-    if not ours and (taken := [path for path in outputs if path.exists()]):
-        raise ScanError(f"{taken[0]} is there already, and no batch has made it; name another folder for the results")
+    check_apart([manifest, *inputs, *(path for row in bad.values() for path in row.files)], outputs)
+    if not left_locked(out):
+        ours = {path for one in ids if _files_of(out, one)[2].exists() for path in _files_of(out, one)}
+        # A run of which all rows failed leaves an empty table, and no record.
+        all_failed = (out / TABLES[0]).is_file() and (out / TABLES[0]).stat().st_size == 0
+        if all_failed or any((out / "records").glob("*.json")):
+            ours |= {out / name for name in TABLES}
+        if taken := [path for path in outputs if path.exists() and path not in ours]:
+            raise FolderError(f"{taken[0]} is there, and no batch has made it; name another folder for the results")
     if not rows and bad and any((out / "records").glob("*.json")):
         line, row = next(iter(bad.items()))
         raise RowError(
             f"no row of {manifest} can be composed (line {line}: {row.error}), so that all that an earlier run made in "
             f"{out} would go; nothing was changed. Mend the manifest, or name another folder for the results"
         )
+
+
+def _sweep(out: Path, ids: Iterable[str]) -> None:
+    """Remove what a killed run left of these rows without a record."""
+    for one in ids:
+        if not _files_of(out, one)[2].exists():
+            _remove(out, one)
 
 
 def _attempt(
@@ -138,7 +156,7 @@ def _attempt(
         if composition is not None:
             _write(out, asked, composition, model)
     except Exception as error:  # whatever is wrong with one row, the others go on
-        return f"{record.told(error)}{_swept(out, row.id)}"
+        return f"{record.told(error)}{_removed_told(out, row.id)}"
     store.add("kept" if composition is None else "written", 1)
     return ""
 
@@ -166,7 +184,7 @@ def _files_of(out: Path, row: str) -> tuple[Path, Path, Path]:
 
 def _kept_label(out: Path, asked: dict) -> LabelTruth | None:
     """The measures of the label if an earlier run made this very row: same inputs, settings and model, and the files
-    are those that it wrote. Else None."""
+    are those that it wrote. Else None, as for the records of earlier versions, which do not tell the files."""
     image, mask, entry = _files_of(out, asked["id"])
     found = record.read_kept(entry, asked)
     if found is None or not (image.is_file() and mask.is_file()):
@@ -176,13 +194,20 @@ def _kept_label(out: Path, asked: dict) -> LabelTruth | None:
 
 
 def _remove(out: Path, row: str) -> None:
-    """Remove a row's files: its record first, so that a kill leaves no record of what is gone."""
+    """Remove a row's files: its record first, so that a kill leaves no record of what is gone. Raises OSError, when it
+    has tried them all."""
+    failed = None
     for path in reversed(_files_of(out, row)):
-        path.unlink(missing_ok=True)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            failed = error
+    if failed is not None:
+        raise failed
 
 
-def _swept(out: Path, row: str) -> str:
-    """Remove the files of a row that has failed; what else to say of it where they cannot be removed."""
+def _removed_told(out: Path, row: str) -> str:
+    """Remove the files of a row that has failed. Returns what to add to the row's message where that fails."""
     try:
         _remove(out, row)
     except OSError as error:
@@ -192,7 +217,7 @@ def _swept(out: Path, row: str) -> str:
 
 def _summed_up(rows: list[Row], bad: dict[int, BadRow], out: Path, store: dist.Store) -> Summary:
     """Write the tables, when every row was attempted, and count."""
-    errors = {line: row.error + ("" if row.id is None else _swept(out, row.id)) for line, row in bad.items()}
+    errors = {line: row.error + ("" if row.id is None else _removed_told(out, row.id)) for line, row in bad.items()}
     for row in rows:
         if message := store.get(f"error {row.line}").decode():
             errors[row.line] = message

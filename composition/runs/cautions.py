@@ -7,7 +7,7 @@ from solvers import INVERSIONS
 from ..methods import Composition
 from ..metrics.label_truth import LEAST_OWN_CONTRAST
 from .limits import Limits
-from .summary import MOST_SHRUNK
+from .summary import LEAST_ZOOM
 
 # What is enlarged more than this shows its lack of fine texture.
 MOST_ENLARGED = 1.5
@@ -41,10 +41,10 @@ def cautions(composition: Composition) -> list[str]:
             f"{window.zoom:.1f} times: it sees no finer texture than the scan has"
             + ("" if whole else "; a larger --focus-context enlarges it less")
         )
-    if window.zoom < MOST_SHRUNK:
+    if window.zoom < LEAST_ZOOM:
         said.append(
             f"the network sees {'the scan' if whole else 'a window'} of {window.size[1]}x{window.size[0]} pixels, "
-            f"shrunk {1 / window.zoom:.1f} times: what it draws has no finer texture; "
+            f"shrunk {1 / window.zoom:.1f} times, so that what it draws lacks the scan's finest texture; "
             + ("use --focus window, which shows it the target alone" if whole else "use a smaller --focus-context")
         )
     for name, report in composition.inversion.items():

@@ -13,7 +13,7 @@ from sd21.words import shown
 
 from ..metrics.label_truth import LabelTruth
 
-MOST = 1_000_000  # no measure of a label comes near it
+BEYOND_ANY_MEASURE = 1_000_000
 
 
 def _limit(default: float | None, about: str, sentence: Callable[[LabelTruth, float], str], advice: str):
@@ -26,7 +26,7 @@ class Limits:
     """What a label has to keep; None turns a limit off. A field is min_ or max_ and the name of one of LabelTruth's.
 
     What is undefined (None in LabelTruth) breaks no limit. Raises ValueError, naming the field, for what is no number
-    or lies beyond MOST.
+    or lies beyond BEYOND_ANY_MEASURE.
     """
 
     # Where the grey values are matched and the target is large enough, no real lesion of the prototypes was below it;
@@ -84,8 +84,10 @@ class Limits:
             if value is None:
                 continue
             number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
-            if not number or not -MOST <= value <= MOST:
-                expected = f"{'a whole number' if whole else 'a number'} from {-MOST} to {MOST}"
+            if not number or not -BEYOND_ANY_MEASURE <= value <= BEYOND_ANY_MEASURE:
+                expected = (
+                    f"{'a whole number' if whole else 'a number'} from {-BEYOND_ANY_MEASURE} to {BEYOND_ANY_MEASURE}"
+                )
                 raise ValueError(f"{one.name} is {expected}, or None to turn it off; got {shown(value)}")
             object.__setattr__(self, one.name, int(value) if whole else float(value))
 

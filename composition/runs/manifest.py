@@ -13,6 +13,7 @@ import re
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+from sd21.files import irregular
 from sd21.words import one_line, shown
 
 from ..scans.errors import RowError
@@ -34,10 +35,12 @@ class Row:
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row that cannot be composed. id: its own, where it has a good one that no other row has; else None."""
+    """A row that cannot be composed. id: the row's, if it is valid and no earlier line has taken it; else None. files:
+    those that it names, as far as they can be read from it."""
 
     id: str | None
     error: str
+    files: tuple[Path, ...] = ()
 
 
 def read_manifest(path: str | Path, settings: Settings) -> tuple[list[Row], dict[int, BadRow]]:
@@ -47,10 +50,10 @@ def read_manifest(path: str | Path, settings: Settings) -> tuple[list[Row], dict
     manifest that is no regular file, or is not there.
     """
     path, rows, bad, lines_of = Path(path), [], {}, {}
-    if not path.is_file():
-        raise RowError(f"{path} is {'no file' if path.exists() else 'not there'}; expected a manifest, JSON lines")
+    if what := irregular(path):
+        raise RowError(f"{what}: {path}; expected a manifest, JSON lines")
     for line, raw in enumerate(path.read_bytes().split(b"\n"), start=1):
-        identity = None
+        identity, entry = None, None
         try:
             entry = _entry_of(raw, first=line == 1)
             if entry is None:
@@ -62,7 +65,8 @@ def read_manifest(path: str | Path, settings: Settings) -> tuple[list[Row], dict
             identity = asked
             rows.append(_row_of(entry, identity, line, path.parent, settings))
         except (ValueError, OSError) as error:  # OSError: a name that is too long for the system
-            bad[line] = BadRow(identity, one_line(str(error)))
+            named = [value for name in FILES if isinstance(value := (entry or {}).get(name), str)]
+            bad[line] = BadRow(identity, one_line(str(error)), tuple(path.parent / name for name in named))
     return rows, bad
 
 

@@ -6,7 +6,7 @@ Everything that is long enough to be shared goes through one `Ranks`, so that no
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -36,19 +36,23 @@ class Ranks:
         self.store = dist.PrefixStore(f"{os.environ['TORCHELASTIC_RESTART_COUNT']} {name}", store)
 
     def begin(self) -> None:
-        """Rank 0 comes here when it has prepared what the others need; they wait for it."""
+        """Rank 0 comes here when it has prepared what the others need; they wait for it. Once for every Ranks: `owning`
+        does it too."""
         if self.rank == 0:
             self.store.set("ready", "")
         self.store.wait(["ready"])
 
     @contextmanager
-    def owning(self, folder: Path, *, cache: str | Path | None = None) -> Iterator[None]:
-        """Within the block these processes alone write to the folder, as `sd21.folders.owned` says; rank 0 enters
-        first."""
+    def owning(
+        self, folder: Path, *, cache: str | Path | None = None, prepare: Callable[[], None] = lambda: None
+    ) -> Iterator[None]:
+        """Within the block these processes alone write to the folder, as `sd21.folders.owned` says. Rank 0 enters
+        first, and calls `prepare` before the others enter."""
         if self.rank > 0:
             self.begin()
         with owned(folder, cache=cache, rank=self.rank):
             if self.rank == 0:
+                prepare()
                 self.begin()
             yield
 

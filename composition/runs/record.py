@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from sd21.command import memory_told, out_of_memory
+from sd21.command import REFUSED, memory_told, out_of_memory
 from sd21.files import json_lines, write_text
 from sd21.words import one_line
 from solvers import InversionError
@@ -26,7 +26,7 @@ from ..metrics.label_truth import LabelTruth
 from ..model import Model
 from ..settings import Settings
 
-LONGEST = 1000  # characters of an error that is told
+LONGEST_MESSAGE = 1000  # characters
 PACKAGES = ("tumour-composition", "torch", "transformers", "numpy", "pillow")
 
 
@@ -88,7 +88,7 @@ def label_of(entry: dict) -> LabelTruth | None:
 
 
 def write_errors(path: Path, errors: Sequence[dict]) -> None:
-    """Write what failed as JSON lines. Where nothing failed there is no such file, an earlier run's neither."""
+    """Write what failed as JSON lines. Where nothing failed there is no such file, and that of an earlier run goes."""
     if errors:
         write_text(path, json_lines(errors))
     else:
@@ -98,8 +98,8 @@ def write_errors(path: Path, errors: Sequence[dict]) -> None:
 def told(error: Exception) -> str:
     """What went wrong, in a line. Our checks of files and values raise a few types; for any other the place is told."""
     text = memory_told(error) if out_of_memory(error) else str(error)
-    text = one_line(f"{type(error).__name__}: {text}", LONGEST)
-    if not isinstance(error, ValueError | OSError | ImportError | FloatingPointError | InversionError):
+    text = one_line(f"{type(error).__name__}: {text}", LONGEST_MESSAGE)
+    if not isinstance(error, (*REFUSED, FloatingPointError, InversionError)):
         frame = traceback.extract_tb(error.__traceback__)[-1]
         text = f"{text} ({frame.name} in {frame.filename}, line {frame.lineno})"
     return text.encode("utf-8", "backslashreplace").decode()  # a file's name need not be text

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from sd21.files import sha256
+from sd21.files import irregular, sha256
+from sd21.folders import FolderError
 
 from ..placement import Sample, check_masks, fit_object
 from ..scans.errors import ScanError
@@ -36,9 +37,7 @@ class Request:
         if ("user_mask" in self.files) == (self.user_box is not None):
             raise ScanError("the target region is given either as a user mask or as a user box, and not as both")
         for name, path in self.files.items():
-            file = split_slice(path)[0]
-            if not file.is_file():
-                what = "this is no regular file" if file.exists() else "there is no such file"
+            if what := irregular(split_slice(path)[0]):
                 raise ScanError(f"{name}: {what}: {path}")
 
     def read(self, fit: str = "inside") -> Sample:
@@ -64,12 +63,12 @@ class Request:
 
 
 def check_apart(inputs: Iterable[Path], outputs: Iterable[Path]) -> None:
-    """Raises ScanError if an output, where a file lies already, is one of the inputs, under whatever name."""
+    """Raises FolderError if an output, where a file lies already, is one of the inputs, under whatever name."""
     taken = {_identity(path): path for path in outputs if os.path.exists(path)}
     for path in inputs:
         file = split_slice(path)[0]
         if os.path.exists(file) and (output := taken.get(_identity(file))) is not None:
-            raise ScanError(
+            raise FolderError(
                 f"the result {output} would take the place of the input {path}; name another folder for the results"
             )
 

@@ -18,11 +18,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from sd21.files import atomic
+from sd21.folders import FolderError
 from sd21.words import one_line
 from solvers import InversionReport
 
 from ..inversions import Trajectory
-from ..scans.errors import ScanError
 
 
 class InversionStore(MutableMapping[str, Trajectory]):
@@ -31,7 +31,7 @@ class InversionStore(MutableMapping[str, Trajectory]):
     One safetensors file per trajectory, which carries its report, its key and a SHA-256 of its tensors. A file that is
     damaged, or is not what its name says, is warned of and counts as absent, so that it is made again. Any number of
     processes may share a folder: files appear whole, and whoever makes one twice makes the same. In one process one
-    thread may use a store. Raises ScanError for a folder that is a file.
+    thread may use a store. Raises FolderError for a folder that is a file.
     """
 
     def __init__(self, folder: str | Path | None = None, keep: int = 64):
@@ -39,7 +39,7 @@ class InversionStore(MutableMapping[str, Trajectory]):
         self.keep = keep
         self._recent: OrderedDict[str, Trajectory] = OrderedDict()
         if self.folder is not None and self.folder.exists() and not self.folder.is_dir():
-            raise ScanError(f"{self.folder} is a file; name a folder to keep inversions in")
+            raise FolderError(f"{self.folder} is a file; name a folder to keep inversions in")
 
     def __getitem__(self, key: str) -> Trajectory:
         if key not in self._recent:

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 
 # Of a scan that the network sees at less than this share of its resolution, it does not see the fine texture.
-MOST_SHRUNK = 1 / 2
+LEAST_ZOOM = 1 / 2
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def figures_of(metadata: Path) -> dict:
             window = entry["window"]
             sides = [stop - start for start, stop in (window["rows"], window["columns"])]
             enlarged += window["zoom"] > 1 and sides != entry["size"]
-            shrunk += window["zoom"] < MOST_SHRUNK
+            shrunk += window["zoom"] < LEAST_ZOOM
             errors += [report["error"] for report in entry["inversion"].values()]
             missed += sum(report["converged"] is False for report in entry["inversion"].values())
     return {

@@ -42,16 +42,14 @@ class DemoError(ValueError):
 
 @contextmanager
 def damage_named(name: str, kind: str) -> Iterator[None]:
-    """Within the block, whatever a reader raises for a damaged or absent file becomes a ScanError that names the file.
+    """Within the block, whatever a reader raises for a damaged file becomes a ScanError that names the file.
 
     name: the file's name, as the user gave it. kind: what it was read as.
     """
     try:
         yield
-    except ScanError:
+    except (ScanError, MemoryError):
         raise
-    except FileNotFoundError:
-        raise ScanError(f"{name}: there is no such file") from None
     except Exception as error:  # Pillow, pydicom and nibabel raise a dozen types for damaged files
         raise ScanError(f"{name} cannot be read as {kind}: {one_line(str(error)) or type(error).__name__}") from error
 

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from sd21.files import irregular
+
 from .errors import ScanError
 
 # 8192 x 8192: more than any scanner's slice, and little enough that a slice and the copies that its reading takes stay
@@ -60,12 +62,9 @@ def slice_number(count: int, index: int | None, name: str) -> int:
 
 
 def check_regular(path: Path, name: str) -> None:
-    """Raises ScanError unless the path is a regular file. The others (pipes, devices) may wait or go on for ever, so
-    this comes before a file is opened."""
-    if not os.path.exists(path):
-        raise ScanError(f"{name}: there is no such file")
-    if not os.path.isfile(path):
-        raise ScanError(f"{name} is no regular file; expected a scan or a mask in a file")
+    """Raises ScanError unless the path is a regular file. This comes before a file is opened."""
+    if what := irregular(path):
+        raise ScanError(f"{name}: {what}; expected a scan or a mask in a file")
 
 
 def check_size(height: int, width: int, name: str) -> None:

@@ -19,7 +19,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import torch
 
-from ..command import guarded
+from ..command import Parser, guarded
 from ..folders import owned
 from . import data
 from .diffusion import train_diffusion
@@ -28,9 +28,9 @@ from .loop import Plan
 from .vae import train_vae, write_latents
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     verbatim = argparse.RawDescriptionHelpFormatter
-    root = argparse.ArgumentParser(prog="sd21.training", description=__doc__, formatter_class=verbatim)
+    root = Parser(prog="sd21.training", description=__doc__, formatter_class=verbatim)
     stages = root.add_subparsers(dest="stage", required=True)
 
     def stage(name: str, text: str) -> argparse.ArgumentParser:
@@ -68,7 +68,8 @@ def _run(options: argparse.Namespace) -> int:
     torch.use_deterministic_algorithms(True, warn_only=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if options.stage == "export":
-        export(options.out, options.to)
+        with owned(options.out):
+            export(options.out, options.to)
         return 0
     data.find_scans(options.data)  # for its error, before there is a folder
     if options.stage == "latents":

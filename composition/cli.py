@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from sd21.command import Parser, guarded
+from sd21.command import Parser, folder, guarded
 
 from .options import add_fields, made_of
 
@@ -75,7 +75,7 @@ def _add_run(run: argparse.ArgumentParser) -> None:
 
 def _add_demo(demo: argparse.ArgumentParser) -> None:
     demo.set_defaults(command=_demo, method="ours", cache=None)
-    demo.add_argument("--out", type=Path, default=Path("demo"), help="folder for the results (default: %(default)s)")
+    demo.add_argument("--out", type=folder, default=Path("demo"), help="folder for the results (default: %(default)s)")
     demo.add_argument("-q", "--quiet", action="store_true", help=QUIET)
     _add_settings(demo)
 
@@ -110,7 +110,7 @@ def _add_benchmark(benchmark: argparse.ArgumentParser) -> None:
 
 
 def _add_out(parser: argparse.ArgumentParser, about: str) -> None:
-    parser.add_argument("--out", required=True, type=Path, help=about)
+    parser.add_argument("--out", required=True, type=folder, help=about)
     parser.add_argument("--cache", type=Path, help="folder to keep the inversions in, for reuse")
     parser.add_argument("-q", "--quiet", action="store_true", help=QUIET)
 
@@ -216,11 +216,10 @@ def _compose_one(request, options: argparse.Namespace, load_model: Callable, inv
 
     from .methods import compose
     from .runs.cautions import cautions
-    from .runs.request import check_apart
 
     settings = _settings(options)
     sample = request.read(settings.fit)
-    check_apart(request.files.values(), [options.out / name for name in RESULTS])
+    _check_results(request, options.out)
     with owned(options.out, cache=options.cache):
         begin = time.perf_counter()
         model = load_model()
@@ -236,6 +235,19 @@ def _compose_one(request, options: argparse.Namespace, load_model: Callable, inv
     return 0
 
 
+def _check_results(request, out: Path) -> None:
+    """Raises FolderError where a result would take the place of an input, or of a file that no `run` has made: a run
+    that ends well leaves its record, one that fails leaves nothing, and one that is killed its lock."""
+    from sd21.folders import FolderError, left_locked
+
+    from .runs.request import check_apart
+
+    *pictures, entry = (out / name for name in RESULTS)
+    check_apart(request.files.values(), [*pictures, entry])
+    if not left_locked(out) and not entry.exists() and (taken := [path for path in pictures if path.exists()]):
+        raise FolderError(f"{taken[0]} is there, and no run has made it; name another folder for the results")
+
+
 def _write_results(out: Path, request, composition, model, settings, method: str, seconds: dict[str, float]) -> None:
     from sd21.files import atomic, write_json
 
@@ -244,11 +256,6 @@ def _write_results(out: Path, request, composition, model, settings, method: str
     from .scans.images import write_image
 
     image, mask, figure, entry = (out / name for name in RESULTS)
-    entry.unlink(missing_ok=True)  # first, so that a run that ends on the way leaves no record beside others' pictures
-    write_image(image, composition.image)
-    write_image(mask, composition.mask)
-    with atomic(figure) as temporary:
-        before_after(composition.sample, composition.image, composition.mask).save(temporary)
     about = {
         **request.describe(),
         "method": method,
@@ -258,7 +265,18 @@ def _write_results(out: Path, request, composition, model, settings, method: str
         **record.environment(model),
         "seconds": seconds | composition.seconds,
     }
-    write_json(entry, about)
+    drawn = before_after(composition.sample, composition.image, composition.mask)
+    entry.unlink(missing_ok=True)  # first, so that a run that ends on the way leaves no record beside others' pictures
+    try:
+        write_image(image, composition.image)
+        write_image(mask, composition.mask)
+        with atomic(figure) as temporary:
+            drawn.save(temporary)
+        write_json(entry, about)
+    except OSError:
+        for path in (image, mask, figure):
+            path.unlink(missing_ok=True)
+        raise
 
 
 def _batch(options: argparse.Namespace) -> int:

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import torch
 
+from solvers.finite import check_finite
+
+from .canvas import OVERFLOWN
 from .model import Model
 
 PROMPT_LENGTH = 77
@@ -16,6 +19,7 @@ PROMPT_LENGTH = 77
 TOKEN, VOCABULARY = 7788, 49408
 # A CLIP vocabulary begins with the bytes, within a word and at its end, and ends with two special tokens.
 BYTES, SPECIAL = 512, 2
+CONTEXT = "the context that the text tower makes of a prompt"
 
 
 def exceptional_token(model: Model, token: int | None = None) -> int:
@@ -50,19 +54,19 @@ def exceptional_context(model: Model, token: int | None = None) -> torch.Tensor:
     """
     token = exceptional_token(model, token)
     ids = torch.full((1, PROMPT_LENGTH), token, dtype=torch.long, device=model.device)
-    return model.text_encoder(ids, position_embedding=False)[:, :1]
+    return check_finite(model.text_encoder(ids, position_embedding=False)[:, :1], CONTEXT, OVERFLOWN)
 
 
 def text_context(model: Model, prompt: str | None, token: int | None = None) -> torch.Tensor:
     """The text prompt as a context (1, 77, D). None stands for the exceptional prompt, then in all its 77 rows."""
     if prompt is None:
         return exceptional_context(model, token).repeat(1, PROMPT_LENGTH, 1)
-    return model.embed([prompt])
+    return check_finite(model.embed([prompt]), CONTEXT, OVERFLOWN)
 
 
 def null_context(model: Model) -> torch.Tensor:
     """The null prompt of Eq. 6, the empty text, as a context (1, 77, D)."""
-    return model.embed([""])
+    return check_finite(model.embed([""]), CONTEXT, OVERFLOWN)
 
 
 def token_positions(model: Model, prompt: str, word: str) -> list[int]:

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import os
 import sys
-from collections.abc import Callable
-from typing import NoReturn
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NoReturn, TextIO
 
 from .words import one_line
 
@@ -29,14 +33,24 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
+def folder(text: str) -> Path:
+    """The path of a folder. An empty one is an unset variable, and not the folder one is in."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected the name of a folder, got an empty text; '.' is the one you are in")
+    return Path(text)
+
+
 def guarded(run: Callable[[], int], interrupted: str, tell: Callable[[Exception], str | None] = lambda _: None) -> int:
     """The exit code of a command: 0, 1 for what failed on the way, 2 for a request that cannot be met, 130 for Ctrl-C.
 
     interrupted: what a user who has pressed Ctrl-C should know. tell: the line for an error that may happen on the way,
         beside numbers that are not finite and memory that gives out; None for one that it does not know.
     """
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be text; stderr does so anyway
+    with _forgiving_streams(), _short_warnings():
+        return _guarded(run, interrupted, tell)
+
+
+def _guarded(run: Callable[[], int], interrupted: str, tell: Callable[[Exception], str | None]) -> int:
     try:
         return run()
     except KeyboardInterrupt:
@@ -51,6 +65,59 @@ def guarded(run: Callable[[], int], interrupted: str, tell: Callable[[Exception]
         if line is None:
             raise
         return _told(line, 1)
+
+
+@contextmanager
+def _forgiving_streams() -> Iterator[None]:
+    """Within the block, what cannot be shown costs nothing: a file's name that is no text, and a terminal, a pipe or a
+    disk that takes no more."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (stream and _Forgiving(stream) for stream in before)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+class _Forgiving:
+    """A stream whose writes never fail."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        self._tried(self._stream.write, text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._tried(self._stream.flush)
+
+    def _tried(self, act: Callable, *arguments: object) -> None:
+        try:
+            act(*arguments)
+        except (OSError, ValueError):  # ValueError: it is closed
+            with suppress(OSError, ValueError, io.UnsupportedOperation):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())  # Python flushes it at the end, too
+
+
+@contextmanager
+def _short_warnings() -> Iterator[None]:
+    """Within the block, a warning is a line, without the place in the code that gave it."""
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        print(f"warning: {one_line(str(message), 500)}", file=sys.stderr)
+
+    before = warnings.showwarning
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
 
 
 def out_of_memory(error: BaseException) -> bool:

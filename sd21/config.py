@@ -23,7 +23,7 @@ PREDICTION_TYPES = ("epsilon", "v_prediction")
 class UNetConfig(Published):
     """`unet/config.json` (UNet2DConditionModel)."""
 
-    sample_size: int = bounded(64, 1, 1024)  # side of the training latents: 64 (2-1-base) or 96 (2-1)
+    sample_size: int = bounded(64, 1, 256)  # side of the training latents: 64 (2-1-base) or 96 (2-1)
     block_out_channels: tuple[int, ...] = per_level((320, 640, 1280, 1280), 1, 8192)  # finest first
     down_block_types: tuple[str, ...] = (*["CrossAttnDownBlock2D"] * 3, "DownBlock2D")
     up_block_types: tuple[str, ...] = ("UpBlock2D", *["CrossAttnUpBlock2D"] * 3)
@@ -214,7 +214,7 @@ class SchedulerConfig(Published):
     prediction_type: Literal["epsilon", "v_prediction"]  # PREDICTION_TYPES
     beta_start: float = bounded(0.00085, 1e-8, 0.5)
     beta_end: float = bounded(0.012, 1e-8, 0.5)
-    num_train_timesteps: int = bounded(1000, 1, 10_000)
+    num_train_timesteps: int = bounded(1000, 2, 10_000)
 
     REQUIRED = frozenset({"prediction_type", "beta_start", "beta_end", "beta_schedule"})
     FIXED = {  # noqa: RUF012

@@ -184,11 +184,12 @@ def find_device(device: str | torch.device | None) -> torch.device:
         if out_of_memory(error):  # the device is here, and full
             raise
         cause = one_line((str(error).splitlines() or [type(error).__name__])[0], 120)
-        raise ValueError(f"device {shown(device)} cannot be had: {cause}; leave it out for the best") from error
-    if found.type == "cpu" and found.index not in (None, 0):  # torch takes any number for the one CPU
+        known = "expected cpu, cuda, cuda:N or mps"
         raise ValueError(
-            f"device {shown(device)} cannot be had: there is one cpu; name cpu, or leave it out for the best"
-        )
+            f"device {shown(device)} cannot be had ({cause}); {known}, or leave it out for the best"
+        ) from error
+    if found.type == "cpu" and found.index not in (None, 0):  # torch takes any number for the one CPU
+        raise ValueError(f"device {shown(device)} cannot be had (there is one cpu); name cpu, or leave it out")
     return found
 
 
@@ -219,4 +220,6 @@ def _tokenizer(folder: Path, vocabulary: int) -> CLIPTokenizer:
             f"the tokenizer in {folder} has {len(tokenizer)} tokens, the text encoder knows {vocabulary}; "
             "they belong to different models"
         )
+    if tokenizer.pad_token is None:
+        raise CheckpointError(f"the tokenizer in {folder} names no pad_token; add it to its tokenizer_config.json")
     return tokenizer

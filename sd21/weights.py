@@ -113,6 +113,10 @@ def _opened(path: Path) -> Iterator[safe_open]:
     if what := irregular(path):
         raise CheckpointError(f"{what}: {path}; expected a .safetensors file")
     try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise CheckpointError(f"the name of {path!a} is no text, and safetensors opens none such; rename it") from None
+    try:
         with safe_open(path, framework="pt") as file:
             yield file
     except (SafetensorError, OSError) as error:

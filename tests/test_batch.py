@@ -183,13 +183,13 @@ def test_bad_rows_are_reported_and_the_others_go_on(tmp_path):
         (row(6, background="none.png"), "there is no such file"),
         (row(7, user_mask="m.png"), "either as a user mask or as a user box"),
         (row(8, user_box=None), "either as a user mask or as a user box"),
-        (row(9, user_box=[0, 0, 200, 10]), "does not lie on"),
+        (row(9, user_box=[0, 0, 200, 10]), "does not lie wholly on"),
         (row(10, user_box="1,2,3,4"), "four whole numbers"),
         (row(11, background="black.png"), "blank"),
         (row(12, object="broken.png"), "cannot be read"),
         (row(13, object_mask="black.png"), "the mask is empty"),
         (row(14, settings={"start": 9}), "start is a whole number from 1 to 4"),
-        (row(15, settings={"speed": 9}), "settings is an object with some of steps"),
+        (row(15, settings={"speed": 9}), "unknown settings: 'speed'; expected some of steps"),
         (row(16, settings={"tolerance": "low"}), "tolerance is a number, got 'low', a str"),
     ]
     good = [row(0), "", row(1, settings={"guidance_scale": 1.0})]
@@ -285,7 +285,7 @@ def test_a_row_that_fails_takes_what_an_earlier_success_left(tmp_path, monkeypat
 
     monkeypatch.setattr("composition.runs.batch.compose", fails)
     assert run(tmp_path, [row(0, prompt="another prompt")]).bad == 1
-    assert errors(tmp_path) == [{"line": 1, "error": "FloatingPointError: the network gave nan"}]
+    assert errors(tmp_path) == [{"line": 1, "id": "case0", "error": "FloatingPointError: the network gave nan"}]
     assert set(tree(tmp_path / "out")) == {"metadata.jsonl", "errors.jsonl"}
 
 

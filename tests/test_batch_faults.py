@@ -198,6 +198,66 @@ def test_where_no_row_is_good_what_an_earlier_run_made_stays(scans):
     assert run(scans, [row(0), row(2)]).kept == 2
 
 
+def test_an_empty_manifest_is_no_request(scans):
+    run(scans, [row(0)])
+    before = tree(scans / "out")
+    with pytest.raises(RowError, match=r"holds no row"):
+        run(scans, ["", "  "])
+    assert tree(scans / "out") == before
+
+
+def test_a_table_never_tells_of_other_pictures(scans, monkeypatch):
+    """A run that is killed when it has changed its first row."""
+    run(scans, [row(0), row(1)])
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("composition.runs.batch.compose", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(scans, [row(0, prompt="another"), row(1)])
+    assert not (scans / "out" / "metadata.jsonl").exists() and not (scans / "out" / "images" / "case0.png").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda entry: entry.pop("window"),
+        lambda entry: entry["label"].update(contrast="x"),
+        lambda entry: entry["inversion"]["object"].pop("error"),
+        lambda entry: entry.update(label=[]),
+    ],
+)
+def test_a_record_that_lacks_something_is_made_again(scans, change):
+    run(scans, [row(0), row(1)])
+    before, path = tree(scans / "out"), scans / "out" / "records" / "case0.json"
+    entry = json.loads(path.read_text())
+    change(entry)
+    path.write_text(json.dumps(entry))
+    with pytest.warns(UserWarning, match="case0"):
+        assert run(scans, [row(0), row(1)]).written == 1
+    assert tree(scans / "out") == before
+
+
+def test_a_pipe_in_a_records_place_is_not_opened(scans):
+    run(scans, [row(0), row(1)])
+    (scans / "out" / "records" / "case0.json").unlink()
+    os.mkfifo(scans / "out" / "records" / "case0.json")
+    with pytest.warns(UserWarning, match=r"case0\.json is damaged and will be made again: this is no regular file"):
+        assert run(scans, [row(0), row(1)]).written == 1
+
+
+def test_a_line_of_a_gigabyte_costs_one_row(scans):
+    manifest = write_manifest(scans / "manifest.jsonl", [row(0)])
+    with manifest.open("ab") as file:
+        file.truncate(file.tell() + (1 << 30))  # zeros that take no room on the disk
+        file.seek(0, 2)
+        file.write(b"\n" + json.dumps(row(1)).encode())
+    rows, bad = read_manifest(manifest, QUICK)
+    assert [one.id for one in rows] == ["case0", "case1"] and list(bad) == [2]
+    assert "the line is longer than 1048576 bytes" in bad[2].error
+
+
 def test_lines_end_at_newlines_alone(scans):
     texts = ["a\u2028b", "a\u0085b", "a\x1cb\x0bc\x0cd", "plain"]
     lines = [json.dumps(row(0, id=None, prompt=text), ensure_ascii=False) for text in texts]
@@ -235,7 +295,7 @@ def bad_lines() -> list[tuple[bytes, str]]:
         (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "not a JSON object"),
         (line(settings="D").replace(b'"D"', b"[" * 900 + b"]" * 900), "settings is an object"),
         (b'{"id": 1' + b"0" * 5000 + b"}", "not a JSON object"),
-        (line(user_box="B").replace(b'"B"', b"[1, 2, 3, 1" + b"0" * 400 + b"]"), "does not lie on"),
+        (line(user_box="B").replace(b'"B"', b"[1, 2, 3, 1" + b"0" * 400 + b"]"), "does not lie wholly on"),
         (line(settings={"tolerance": 10**400}), "tolerance is a number from"),
         (line(settings={"steps": 10**400}), "steps is a whole number from 1 to 1000"),
         (surrogate, "there is no such file"),
@@ -249,6 +309,7 @@ def bad_lines() -> list[tuple[bytes, str]]:
         (line(object_mask=None), "missing or not a text: object_mask"),
         (line(user_box=None, user_mask=None), "either as a user mask or as a user box"),
         (line(id="i" * 129), "129 characters"),
+        (line().replace(b'"prompt"', b'"prompt": "a", "prompt"'), "'prompt' is there twice"),
         (line(**{"k" * 10_000: 1}), "unknown: kkk"),
     ]
 

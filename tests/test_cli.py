@@ -147,7 +147,7 @@ BAD = [
     ({"object_mask": "black.png"}, "the mask is empty"),
     ({"background": "black.png"}, "blank"),
     ({"background": "text.png"}, "cannot be read as an image"),
-    ({"user_box": "60,12,40,32"}, "does not lie on the 80x60 scan"),
+    ({"user_box": "60,12,40,32"}, "does not lie wholly on the 80x60 scan"),
     ({"user_box": None, "user_mask": "small.png"}, "its scan"),
     ({"start": 30}, "start is a whole number from 1 to 20, got 30"),
     ({"tolerance": -1}, "tolerance"),

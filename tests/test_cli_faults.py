@@ -9,13 +9,16 @@ import time
 from pathlib import Path
 
 import pytest
+from benchmark_files import draw
+from benchmark_files import run as benchmark
 from composition_files import FAST, row, tree, write_manifest, write_scans, write_tiny_model
+from drawn_scans import draw_scans
 from fake_model import FakeModel
 from full_disk import full_disk
 
 import sd21
 from composition import cli
-from sd21.folders import owned
+from sd21.folders import FolderError, owned
 from sd21.training.__main__ import main as train
 
 ROOT = Path(__file__).parent.parent
@@ -155,6 +158,7 @@ def test_a_file_name_that_is_no_text_is_told(scans, tmp_path, monkeypatch):
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import sd21
+from drawn_scans import draw_scans
 from fake_model import FakeModel
 from composition import cli
 sd21.load = lambda *_, **__: FakeModel(64)
@@ -203,7 +207,7 @@ def test_the_training_answers_in_one_line_too(tmp_path, capsys):
         (training("diffusion", *data), f"no images in {tmp_path / 'data'}"),
         (
             training("export", "--out", tmp_path / "none", "--to", tmp_path / "m"),
-            "vae.pt is not there; run the stage vae",
+            "vae.pt; run the stage vae first",
         ),
         (training("export", "--out", tmp_path / "run", "--to", tmp_path / "m"), "vae.pt is damaged"),
         (training("export", "--out", tmp_path / "run", "--to", tmp_path), "exists; move it away first"),
@@ -212,6 +216,64 @@ def test_the_training_answers_in_one_line_too(tmp_path, capsys):
         output, told = capsys.readouterr()
         assert output == "" and told.startswith("error: ") and told.count("\n") == 1 and message in told, told
     assert not (tmp_path / "new").exists() and not (tmp_path / "m").exists()
+
+
+def test_run_takes_the_place_of_no_file_that_no_run_has_made(scans, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sd21, "load", lambda *_, **__: FakeModel(64))
+    for name in ("composite.png", "mask.png", "figure.png"):
+        path = tmp_path / name.removesuffix(".png") / name
+        path.parent.mkdir()
+        path.write_text("a user's")
+        assert f"{name} is there, and no run has made it" in refused(given(scans, path.parent), capsys)
+        assert path.read_text() == "a user's" and len(list(path.parent.iterdir())) == 1
+    assert cli.main(given(scans, tmp_path / "out")) == cli.main(given(scans, tmp_path / "out")) == 0
+
+
+@pytest.mark.parametrize("name", ["table.md", "samples.csv", "errors.jsonl"])
+def test_the_benchmark_takes_the_place_of_no_file_that_it_has_not_made(tmp_path, name):
+    parts = draw(tmp_path / "data")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("a user's")
+    with pytest.raises(FolderError, match=rf"{name} is there, and no benchmark has made it"):
+        benchmark(parts, tmp_path / "out", "copy-paste")
+    assert tree(tmp_path / "out").keys() == {name}
+
+
+def test_an_unset_variable_is_no_folder(scans, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(given(scans, ""))
+    told = capsys.readouterr().err
+    assert stop.value.code == 2 and "expected the name of a folder, got an empty text" in told and told.count("\n") == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full device here")
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_terminal_that_takes_no_more_costs_no_result(tmp_path, stream):
+    command = [sys.executable, "-m", "composition", "demo", "--out", str(tmp_path / "out"), *FAST]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, cwd=ROOT, timeout=300, **{stream: full})
+    assert done.returncode == 0 and (tmp_path / "out" / "record.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("lr", 1e300), ("lr", "nan"), ("batch", 10**27), ("seed", 10**23), ("seed", -1), ("minutes", -1), ("crop", 7)],
+)
+def test_the_training_refuses_numbers_of_no_use(tmp_path, capsys, option, value):
+    draw_scans(tmp_path / "data", each=1)
+    assert train(training("vae", "--data", tmp_path / "data", "--out", tmp_path / "run", f"--{option}={value}")) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: {option}") and told.count("\n") == 1 and not (tmp_path / "run").exists()
+
+
+def test_ctrl_c_while_the_training_starts_is_one_line(tmp_path):
+    """The imports take seconds."""
+    program = "import sys, signal, os; from sd21.training.__main__ import main; import threading, time\n"
+    program += "threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
+    program += f"sys.exit(main(['vae', '--data', {str(tmp_path)!r}, '--out', {str(tmp_path / 'run')!r}]))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 130 and done.stderr.strip().startswith("interrupted: "), done.stderr
 
 
 def test_a_record_is_never_of_other_pictures(scans, tmp_path, monkeypatch, capsys):

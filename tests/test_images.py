@@ -131,7 +131,9 @@ def test_jpeg_noise_does_not_grow_a_mask(tmp_path):
 def test_a_box_is_a_mask():
     mask = box_mask((2, 3, 5, 4), (12, 20))
     assert mask.sum() == 20 and mask[3:7, 2:7].all()
-    for box in [(0, 0, 0, 4), (-1, 0, 4, 4), (18, 0, 4, 4), (0, 9, 4, 4)]:
+    with pytest.raises(ScanError, match="holds no pixel"):
+        box_mask((0, 0, 0, 4), (12, 20))
+    for box in [(-1, 0, 4, 4), (18, 0, 4, 4), (0, 9, 4, 4)]:
         with pytest.raises(ScanError, match="20x12"):
             box_mask(box, (12, 20))
 

@@ -98,7 +98,7 @@ def test_numbers_of_numpy_are_kept_as_pythons():
     assert (type(limits.min_contrast), type(limits.min_cells)) == (float, int)
 
 
-def composed(label=TRUE, window=None, reports=(), match=None, scale=1.0):
+def composed(label=TRUE, window=None, reports=(), match=None, scale=1.0, covered=0.1):
     """What `cautions` reads of a composition on a scan of 100 x 200 pixels."""
     window = window or Window((0, 100), (0, 200), 12.0, 1.4)
     background = Scan(np.arange(20_000, dtype=np.uint16).reshape(100, 200))
@@ -106,7 +106,7 @@ def composed(label=TRUE, window=None, reports=(), match=None, scale=1.0):
     return SimpleNamespace(
         label=label,
         window=window,
-        sample=SimpleNamespace(background=background),
+        sample=SimpleNamespace(background=background, object_mask=np.arange(10) < 10 * covered),
         inversion=inversion,
         match=match or Match("contrast", gain=1.2),
         scale=scale,
@@ -137,6 +137,8 @@ def test_what_run_warns_of():
     (said,) = cautions(composed(window=Window((0, 80), (10, 110), 9.0, 0.25)))
     assert said.startswith("the network sees a window of 100x80 pixels, shrunk 4.0 times") and "-context" in said
     assert cautions(composed(window=Window((0, 100), (0, 200), 12.0, 0.5))) == []
+    (said,) = cautions(composed(covered=1))
+    assert said == "the object mask covers 100% of its scan: see that it is a mask, and not a scan"
     (said,) = cautions(composed(scale=2.55))
     assert said.startswith("the object is enlarged 2.5 times") or said.startswith("the object is enlarged 2.6 times")
     (said,) = cautions(composed(match=Match("contrast", why="the ring around the object in its own scan is tiny")))

@@ -80,7 +80,7 @@ def test_a_value_that_is_not_implemented_is_an_error(kind, published):
         (UNetConfig, {"down_block_types": None}, "down_block_types must be 3 of"),
         (UNetConfig, {"use_linear_projection": False}, "Stable Diffusion 1"),
         (UNetConfig, {"cross_attention_dim": "48"}, "cross_attention_dim must be an integer from 1 to 8192, got '48'"),
-        (UNetConfig, {"sample_size": [16, 16]}, "sample_size must be an integer from 1 to 1024"),
+        (UNetConfig, {"sample_size": [16, 16]}, "sample_size must be an integer from 1 to 256"),
         (VAEConfig, {"up_block_types": ["AttnUpDecoderBlock2D"] * 4}, "up_block_types must be 4 times"),
         (VAEConfig, {"scaling_factor": 0}, "scaling_factor must be a number from"),
         (TextConfig, {"hidden_act": "relu"}, "hidden_act must be 'gelu'"),

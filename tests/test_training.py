@@ -7,6 +7,7 @@ import math
 import sys
 from functools import partial
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
@@ -56,7 +57,7 @@ def stage(name: str, scans, out, *options: str) -> None:
     source = [] if name == "export" else ["--data", str(scans)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["sd21.training", name, "--out", str(out), *source, *options])
-        command_line.main()
+        assert command_line.main() == 0
 
 
 def log_of(path) -> list[dict[str, float]]:
@@ -273,3 +274,53 @@ def test_a_linear_code_keeps_what_varies_and_as_many_numbers_as_the_latents_have
     known[:, 3::8] = known[:, ::8].flip(2)  # three rows vary: 24 directions
     more = card.psnr_of_linear_code(known, known, channels=1, factor=2)
     assert more.max() < 40
+
+
+def damage(path: Path, **changes: object) -> None:
+    torch.save(torch.load(path, weights_only=True) | changes, path)
+
+
+@pytest.mark.slow
+def test_a_damaged_run_is_one_line(scans, tmp_path, capsys):
+    given, small = ["--data", str(scans), "--out", str(tmp_path / "run")], ["--steps=1", "--batch=1", "--every=1"]
+    stages = {
+        "vae": ["vae", *given, *small, "--crop=16"],
+        "latents": ["latents", *given, "--variants=1"],
+        "diffusion": ["diffusion", *given, *small],
+        "export": ["export", "--out", str(tmp_path / "run"), "--to", str(tmp_path / "model")],
+    }
+    for name in ("vae", "latents", "diffusion"):
+        assert command_line.main(stages[name]) == 0
+    sound = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    run = tmp_path / "run"
+    vae = torch.load(run / "vae.pt", weights_only=True)["average"]
+    diffusion = torch.load(run / "diffusion.pt", weights_only=True)["average"]
+    for stage, act, told in (
+        ("vae", lambda: damage(run / "vae.pt", model={}), "vae.pt is damaged"),
+        ("vae", lambda: damage(run / "vae.pt", log=[{}]), "vae.pt is damaged"),
+        ("export", lambda: torch.save([1], run / "vae.pt"), "vae.pt is damaged"),
+        ("latents", lambda: damage(run / "vae.pt", average={}), "vae.pt is damaged"),
+        ("latents", lambda: damage(run / "vae.pt", average={k: 0 * v for k, v in vae.items()}), "the deviation 0.0"),
+        ("latents", lambda: damage(run / "vae.pt", average={k: v * float("nan") for k, v in vae.items()}), "nan"),
+        ("diffusion", lambda: damage(run / "latents.pt", training=[1]), "latents.pt is damaged"),
+        ("export", lambda: damage(run / "latents.pt", scaling_factor=float("nan")), "latents.pt says"),
+        ("export", lambda: (run / "tokenizer" / "vocab.json").write_text("{}"), "vocab.json is damaged"),
+        ("export", lambda: (run / "tokenizer" / "vocab.json").write_text("[" * 100_000), "vocab.json is damaged"),
+        ("export", lambda: damage(run / "diffusion.pt", average={}), "does not hold a whole model"),
+        (
+            "export",
+            lambda: damage(run / "diffusion.pt", average={k: v + 1e6 for k, v in diffusion.items()}),
+            "is not finite in float16",
+        ),
+    ):
+        for path, content in sound.items():
+            path.write_bytes(content)
+        act()
+        capsys.readouterr()
+        assert command_line.main(stages[stage]) in (1, 2), (stage, told)
+        said = capsys.readouterr().err
+        assert said.startswith("error: ") and said.count("\n") == 1 and told in said, said
+    assert not (tmp_path / "model").exists()
+    for path, content in sound.items():
+        path.write_bytes(content)
+    assert command_line.main(stages["export"]) == 0

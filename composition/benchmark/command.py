@@ -11,6 +11,9 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sd21.command import folder
+from sd21.words import shown
+
 from ..datasets import DATASETS
 from ..metrics.networks import CLIP_SOURCE, Networks, find_networks
 from ..scans.errors import DatasetError
@@ -25,7 +28,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     from .variants import ABLATIONS
 
     _add_datasets(parser)
-    parser.add_argument("--out", required=True, type=Path, help="folder for everything; it holds one benchmark")
+    parser.add_argument("--out", required=True, type=folder, help="folder for everything; it holds one benchmark")
     parser.add_argument(
         "--methods",
         type=_names,
@@ -137,9 +140,12 @@ def _names(text: str) -> tuple[str, ...]:
 
 def _fraction(text: str) -> Fraction:
     try:
-        return Fraction(text)
+        scale = Fraction(text[:40])
     except (ValueError, ZeroDivisionError):
-        raise argparse.ArgumentTypeError(f"expected a number or a fraction, as 1/3, got {text!r}") from None
+        scale = None
+    if scale is None or not Fraction(1, 1000) <= scale <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number or a fraction from 1/1000 to 1, as 1/3, got {shown(text)}")
+    return scale
 
 
 def _numbers(text: str) -> tuple[int, ...]:

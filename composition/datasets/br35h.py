@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from sd21.files import irregular
+
 from .reading import Dataset, Labelled, LeftOut, files_of, scan_size
 
 PROMPT = "An MRI scan of a cancerous brain"
@@ -107,9 +109,11 @@ def _check_numbers(*numbers) -> None:
 def _entries(file: Path, left_out: LeftOut) -> list[tuple[str, list]]:
     """The (file name, regions) of the entries of a VIA file, which may be a whole VIA project."""
     try:
+        if what := irregular(file):
+            raise OSError(what)
         content = json.loads(file.read_text(encoding="utf-8"))
         entries = content.get("_via_img_metadata", content).values()
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         left_out.add("annotation file cannot be read", file.name)
         return []
     found = []

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sd21.files import sha256
+from sd21.files import irregular, sha256
 
 from ..scans.errors import WeightsError
 
@@ -136,10 +136,10 @@ def published_lpips(alexnet: str | Path, linear: str | Path) -> LPIPS:
 
 
 def _read(path: str | Path) -> dict[str, torch.Tensor]:
+    if what := irregular(path):
+        raise WeightsError(f"{path}: {what}")
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise WeightsError(f"{path}: there is no such file") from None
     except Exception as error:  # a damaged archive, or a pickle of more than tensors: torch raises half a dozen types
         raise WeightsError(f"{path} cannot be read as a file of weights: {error}") from error
     if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):

@@ -8,6 +8,7 @@ and denoising them again under the three prompts. The same command goes on after
 
 import argparse
 import json
+import sys
 from collections import defaultdict
 from itertools import pairwise, product
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 import sd21
 import solvers
+from sd21.command import guarded
 from sd21.files import write_json
 from sd21.training import data
 from sd21.training.vae import psnr
@@ -248,4 +250,4 @@ def kept_figures(path: Path, asked: dict) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(lambda: main() or 0, "the same command goes on with what it has not measured"))

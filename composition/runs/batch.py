@@ -23,6 +23,7 @@ composing.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import fields
 from pathlib import Path
@@ -44,7 +45,7 @@ from .manifest import BadRow, Row, read_manifest
 from .ranks import Ranks
 from .request import check_apart
 from .store import InversionStore
-from .summary import Summary, figures_of
+from .summary import Summary, can_be_summed_up, figures_of
 
 TABLES = ("metadata.jsonl", "errors.jsonl")
 
@@ -106,7 +107,9 @@ def _check_nothing_is_lost(manifest: Path, rows: list[Row], bad: dict[int, BadRo
             ours |= {out / name for name in TABLES}
         if taken := [path for path in outputs if path.exists() and path not in ours]:
             raise FolderError(f"{taken[0]} is there, and no batch has made it; name another folder for the results")
-    if not rows and bad and any((out / "records").glob("*.json")):
+    if not rows and not bad:
+        raise RowError(f"{manifest} holds no row; expected JSON lines, one for each composition")
+    if not rows and any((out / "records").glob("*.json")):
         line, row = next(iter(bad.items()))
         raise RowError(
             f"no row of {manifest} can be composed (line {line}: {row.error}), so that all that an earlier run made in "
@@ -144,6 +147,7 @@ def _attempt(
         composition = None
         if label is None:
             sample = row.request.read(row.settings.fit)
+            (out / TABLES[0]).unlink(missing_ok=True)  # it is of other pictures from now on, and is written at the end
             _remove(out, row.id)  # what an earlier run made of other inputs
             composition = compose(model, *sample, row.settings, method=method, inversions=inversions)
             _count_reused(composition, store)
@@ -187,10 +191,16 @@ def _kept_label(out: Path, asked: dict) -> LabelTruth | None:
     are those that it wrote. Else None, as for the records of earlier versions, which do not tell the files."""
     image, mask, entry = _files_of(out, asked["id"])
     found = record.read_kept(entry, asked)
-    if found is None or not (image.is_file() and mask.is_file()):
+    if found is None:
         return None
-    whole = found.get("sha256") == {"image": sha256(image), "mask": sha256(mask)}
-    return record.label_of(found) if whole else None
+    if not (image.is_file() and mask.is_file()):
+        warnings.warn(f"the row {asked['id']} lacks its image or its mask; it is made again", stacklevel=2)
+        return None
+    label = record.label_of(found) if can_be_summed_up(found) else None
+    if found.get("sha256") == {"image": sha256(image), "mask": sha256(mask)} and label is not None:
+        return label
+    warnings.warn(f"the files of the row {asked['id']} are not those that it wrote; it is made again", stacklevel=2)
+    return None
 
 
 def _remove(out: Path, row: str) -> None:
@@ -224,7 +234,8 @@ def _summed_up(rows: list[Row], bad: dict[int, BadRow], out: Path, store: dist.S
     good = [_files_of(out, row.id)[2] for row in rows if row.line not in errors]
     records, failed = (out / name for name in TABLES)
     write_text(records, json_lines(json.loads(path.read_text(encoding="utf-8")) for path in good))
-    record.write_errors(failed, [{"line": line, "error": errors[line]} for line in sorted(errors)])
+    ids = {row.line: row.id for row in rows} | {line: row.id for line, row in bad.items()}
+    record.write_errors(failed, [{"line": line, "id": ids[line], "error": errors[line]} for line in sorted(errors)])
     counts = {name: store.add(name, 0) for name in ("written", "kept", "refused", "reused", "saved_rows")}
     refused_by = {one.name: store.add(one.name, 0) for one in fields(Limits)}
     refused_by = {name: count for name, count in refused_by.items() if count}

@@ -11,6 +11,7 @@ from .summary import LEAST_ZOOM
 
 # What is enlarged more than this shows its lack of fine texture.
 MOST_ENLARGED = 1.5
+MOST_COVERED = 0.9  # the share of its scan that a tumour may cover; a scan taken for a mask covers all of it
 
 
 def cautions(composition: Composition) -> list[str]:
@@ -21,6 +22,9 @@ def cautions(composition: Composition) -> list[str]:
     """
     label, window = composition.label, composition.window
     said = list(Limits().broken(label).values())
+    covered = composition.sample.object_mask.mean()
+    if covered > MOST_COVERED:
+        said.append(f"the object mask covers {covered:.0%} of its scan: see that it is a mask, and not a scan")
     if label.contrast is None:
         why = "one of the two scans has no tissue around it"
         if label.contrast_own is not None and label.contrast_composite is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from .request import FILES, Request
 
 REQUIRED = ("background", "object", "object_mask", "prompt")
 OPTIONAL = ("user_mask", "user_box", "id", "settings")
+LONGEST_LINE = 1 << 20  # bytes; a row has some hundreds
 LONGEST_ID = 128  # with a suffix it still is a file name everywhere
 
 
@@ -52,9 +54,11 @@ def read_manifest(path: str | Path, settings: Settings) -> tuple[list[Row], dict
     path, rows, bad, lines_of = Path(path), [], {}, {}
     if what := irregular(path):
         raise RowError(f"{what}: {path}; expected a manifest, JSON lines")
-    for line, raw in enumerate(path.read_bytes().split(b"\n"), start=1):
+    for line, raw in enumerate(_lines_of(path), start=1):
         identity, entry = None, None
         try:
+            if len(raw) > LONGEST_LINE:
+                raise RowError(f"the line is longer than {LONGEST_LINE} bytes")
             entry = _entry_of(raw, first=line == 1)
             if entry is None:
                 continue
@@ -70,6 +74,16 @@ def read_manifest(path: str | Path, settings: Settings) -> tuple[list[Row], dict
     return rows, bad
 
 
+def _lines_of(path: Path) -> Iterator[bytes]:
+    """The lines of a file, which end at newlines alone; of one that is too long, its beginning."""
+    with path.open("rb") as file:
+        while raw := file.readline(LONGEST_LINE + 1):
+            rest = raw
+            while len(rest) > LONGEST_LINE and not rest.endswith(b"\n"):
+                rest = file.readline(LONGEST_LINE + 1)
+            yield raw
+
+
 def _entry_of(raw: bytes, *, first: bool) -> dict | None:
     """The JSON object of a line; None for an empty one. Raises RowError for anything else."""
     try:
@@ -80,12 +94,20 @@ def _entry_of(raw: bytes, *, first: bool) -> dict | None:
     if not text.strip():
         return None
     try:
-        entry = json.loads(text)
+        entry = json.loads(text, object_pairs_hook=_without_doubles)
     except (ValueError, RecursionError) as error:  # ValueError: JSON's own, and that of numbers of thousands of digits
         raise RowError(f"not a JSON object: {error}") from None
     if not isinstance(entry, dict):
         raise RowError(f"expected a JSON object, got {type(entry).__name__}")
     return {name: value for name, value in entry.items() if value is not None or name not in OPTIONAL}
+
+
+def _without_doubles(pairs: list[tuple[str, object]]) -> dict:
+    entry = dict(pairs)
+    if len(entry) < len(pairs):
+        doubled = next(name for name in entry if [each for each, _ in pairs].count(name) > 1)
+        raise RowError(f"{shown(doubled)} is there twice")
+    return entry
 
 
 def _id_of(entry: dict, line: int) -> str:
@@ -110,8 +132,10 @@ def _row_of(entry: dict, identity: str, line: int, folder: Path, settings: Setti
         raise RowError(f"user_mask is the name of a file, got {shown(entry['user_mask'])}")
     changes = entry.get("settings", {})
     known = [field.name for field in fields(Settings)]
-    if not isinstance(changes, dict) or any(name not in known for name in changes):
-        raise RowError(f"settings is an object with some of {', '.join(known)}; got {shown(changes)}")
+    if not isinstance(changes, dict):
+        raise RowError(f"settings is an object, got {shown(changes)}")
+    if strange := [name for name in changes if name not in known]:
+        raise RowError(f"unknown settings: {shown(', '.join(strange))}; expected some of {', '.join(known)}")
     files = {name: folder / entry[name] for name in FILES if name in entry}
     box = parse_box(entry["user_box"]) if "user_box" in entry else None
     request = Request(files, box, entry["prompt"])

@@ -33,7 +33,8 @@ class Ranks:
             return
         store, self.rank, self.count = next(dist.rendezvous("env://", timeout=FOREVER))
         # torchrun --max-restarts hands the restarted ranks the store of those that died, with their counts in it.
-        self.store = dist.PrefixStore(f"{os.environ['TORCHELASTIC_RESTART_COUNT']} {name}", store)
+        name = f"{os.environ['TORCHELASTIC_RESTART_COUNT']} {name}"
+        self.store = dist.PrefixStore(name.encode("utf-8", "backslashreplace").decode(), store)
 
     def begin(self) -> None:
         """Rank 0 comes here when it has prepared what the others need; they wait for it. Once for every Ranks: `owning`

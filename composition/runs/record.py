@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import traceback
 import warnings
@@ -17,7 +18,7 @@ from pathlib import Path
 import torch
 
 from sd21.command import REFUSED, memory_told, out_of_memory
-from sd21.files import json_lines, write_text
+from sd21.files import irregular, json_lines, write_text
 from sd21.words import one_line
 from solvers import InversionError
 
@@ -110,10 +111,12 @@ def read_kept(path: Path, asked: dict) -> dict | None:
 
     None, too, where there is no file, or a damaged one, which is warned of.
     """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return None
+    try:
+        if what := irregular(path):  # to open a pipe would wait for ever
+            raise OSError(what)
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError) as error:
         warnings.warn(f"{path} is damaged and will be made again: {error}", stacklevel=2)
         return None

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from sd21.files import atomic
 from sd21.folders import FolderError
@@ -94,11 +94,8 @@ def _write(path: Path, key: str, trajectory: Trajectory) -> None:
     about = {"key": key, "report": asdict(trajectory.report), "sha256": _digest(tensors)}
     # One entry, as the library writes several in any order, and equal trajectories are to be equal bytes.
     metadata = {"about": json.dumps(about)}
-    try:
-        with atomic(path) as temporary:
-            save_file(tensors, temporary, metadata=metadata)
-    except SafetensorError as error:  # what the library makes of a full disk
-        raise OSError(f"the inversion {path} cannot be written: {one_line(str(error))}") from error
+    with atomic(path) as temporary:
+        temporary.write_bytes(save(tensors, metadata))  # the library's own writing leaves other temporaries when killed
 
 
 def _read(path: Path, key: str) -> Trajectory:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
@@ -60,27 +60,50 @@ class Summary:
         )
 
 
+def can_be_summed_up(entry: dict) -> bool:
+    """Whether a record has what `figures_of` reads of it."""
+    try:
+        Sums().add(entry)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return False
+    return True
+
+
 def figures_of(metadata: Path) -> dict:
     """The fields of Summary that tell what is in metadata.jsonl; line by line, as it may be long."""
-    labels: dict[str, list[float | None]] = {}
-    errors, missed, enlarged, shrunk = [], 0, 0, 0
+    sums = Sums()
     with metadata.open(encoding="utf-8") as file:
         for entry in map(json.loads, file):
-            for name, value in entry["label"].items():
-                labels.setdefault(name, []).append(value)
-            window = entry["window"]
-            sides = [stop - start for start, stop in (window["rows"], window["columns"])]
-            enlarged += window["zoom"] > 1 and sides != entry["size"]
-            shrunk += window["zoom"] < LEAST_ZOOM
-            errors += [report["error"] for report in entry["inversion"].values()]
-            missed += sum(report["converged"] is False for report in entry["inversion"].values())
+            sums.add(entry)
     return {
-        "labels": {name: of for name, values in labels.items() if (of := _spread(values))},
-        "enlarged": enlarged,
-        "shrunk": shrunk,
-        "missed": missed,
-        "worst_error": max((error for error in errors if error is not None), default=None),
+        "labels": {name: of for name, values in sums.labels.items() if (of := _spread(values))},
+        "enlarged": sums.enlarged,
+        "shrunk": sums.shrunk,
+        "missed": sums.missed,
+        "worst_error": max((error for error in sums.errors if error is not None), default=None),
     }
+
+
+@dataclass
+class Sums:
+    """What is gathered from records, one after the other."""
+
+    labels: dict[str, list[float | None]] = field(default_factory=dict)
+    errors: list[float | None] = field(default_factory=list)
+    missed: int = 0
+    enlarged: int = 0
+    shrunk: int = 0
+
+    def add(self, entry: dict) -> None:
+        """Raises KeyError, TypeError, ValueError or AttributeError for a record that lacks something."""
+        for name, value in entry["label"].items():
+            self.labels.setdefault(name, []).append(value if value is None else float(value + 0))
+        window = entry["window"]
+        sides = [stop - start for start, stop in (window["rows"], window["columns"])]
+        self.enlarged += window["zoom"] > 1 and sides != entry["size"]
+        self.shrunk += window["zoom"] < LEAST_ZOOM
+        self.errors += [report["error"] and float(report["error"]) for report in entry["inversion"].values()]
+        self.missed += sum(report["converged"] is False for report in entry["inversion"].values())
 
 
 def _spread(values: list[float | None]) -> dict[str, float]:

@@ -179,8 +179,10 @@ def box_mask(box: tuple[int, int, int, int], size: tuple[int, int]) -> np.ndarra
     """The bool mask (H, W) of a box x, y, width, height in pixels, on a scan of size (height, width)."""
     x, y, width, height = box
     rows, columns = size
-    if width < 1 or height < 1 or x < 0 or y < 0 or x + width > columns or y + height > rows:
-        raise ScanError(f"the box x, y, width, height = {box} does not lie on the {columns}x{rows} scan")
+    if width < 1 or height < 1:
+        raise ScanError(f"the box x, y, width, height = {box} holds no pixel; expected a width and height of 1 or more")
+    if x < 0 or y < 0 or x + width > columns or y + height > rows:
+        raise ScanError(f"the box x, y, width, height = {box} does not lie wholly on the {columns}x{rows} scan")
     mask = np.zeros(size, dtype=bool)
     mask[y : y + height, x : x + width] = True
     return mask

@@ -57,7 +57,8 @@ def slice_number(count: int, index: int | None, name: str) -> int:
     if index is None and count > 1:
         raise ScanError(f"{name} holds {count} slices; name one by its number: {name}#{count // 2}")
     if index is not None and index >= count:
-        raise ScanError(f"{name}: there are {count} slices, numbered 0 to {count - 1}")
+        there = "is one slice, number 0" if count == 1 else f"are {count} slices, numbered 0 to {count - 1}"
+        raise ScanError(f"{name}: there {there}")
     return index or 0
 
 

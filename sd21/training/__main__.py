@@ -14,18 +14,10 @@ import os
 import sys
 from pathlib import Path
 
+from ..command import Parser, folder, guarded
+
 # cuBLAS is deterministic only with a fixed workspace. It reads this setting when torch first uses it.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-
-import torch
-
-from ..command import Parser, guarded
-from ..folders import owned
-from . import data
-from .diffusion import train_diffusion
-from .export import export
-from .loop import Plan
-from .vae import train_vae, write_latents
 
 
 def parser() -> Parser:
@@ -35,7 +27,7 @@ def parser() -> Parser:
 
     def stage(name: str, text: str) -> argparse.ArgumentParser:
         command = stages.add_parser(name, help=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-        command.add_argument("--out", type=Path, required=True, help="folder of the run: checkpoints, logs, latents")
+        command.add_argument("--out", type=folder, required=True, help="folder of the run: checkpoints, logs, latents")
         if name != "export":
             command.add_argument("--data", type=Path, required=True, help="folder that holds br35h/ and busi/")
             command.add_argument("--seed", type=int, default=0)
@@ -65,6 +57,16 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    # Imported here, within `guarded`, as that takes seconds in which somebody may press Ctrl-C.
+    import torch
+
+    from ..folders import owned
+    from . import data
+    from .diffusion import train_diffusion
+    from .export import export
+    from .loop import Plan
+    from .vae import train_vae, write_latents
+
     torch.use_deterministic_algorithms(True, warn_only=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if options.stage == "export":

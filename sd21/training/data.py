@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from ..files import irregular
 from ..words import one_line
 
 IMAGE_SIZE = 256
@@ -129,6 +130,8 @@ def load_pixels(scans: list[Scan], size: int = IMAGE_SIZE) -> torch.Tensor:
     pixels = np.empty((len(scans), size, size), np.uint8)
     for i, scan in enumerate(scans):
         try:
+            if what := irregular(scan.path):
+                raise OSError(what)
             with Image.open(scan.path) as image:
                 pixels[i] = np.asarray(image.convert("L").resize((size, size), Image.Resampling.LANCZOS))
         except Exception as error:  # Pillow raises a dozen types for damaged files

@@ -13,7 +13,7 @@ from ..config import SchedulerConfig, TextConfig, UNetConfig
 from ..text import TextEncoder
 from ..unet import UNet
 from . import data, recipe
-from .loop import Plan, autocast, load, train
+from .loop import Plan, autocast, load, sound, train
 from .tokenizer import CONTEXT_LENGTH, END, PAD, START, write_tokenizer
 
 NULL_SHARE = 0.1  # this share of the samples has the empty prompt, which guidance needs (Ho and Salimans 2022)
@@ -67,7 +67,9 @@ def train_diffusion(scans: str | Path, out: Path, plan: Plan, device: torch.devi
     """Start or continue training OUT/diffusion.pt on OUT/latents.pt; write OUT/tokenizer. Returns the average model."""
     training, held_out = data.split(data.find_scans(scans))
     latents = load(out / "latents.pt", ["training", "held_out"], "the stage latents", device)
-    if (len(training), len(held_out)) != (len(latents["training"]), len(latents["held_out"])):
+    with sound(out / "latents.pt", "the stage latents"):
+        found = latents["training"].shape[0], latents["held_out"].shape[0]
+    if (len(training), len(held_out)) != found:
         raise ValueError(f"{out}/latents.pt is of other scans than {scans}; run the stage latents again")
     weights = data.sampling_weights(training)
     variants = latents["training"].shape[1]

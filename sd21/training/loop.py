@@ -6,24 +6,27 @@ same command: it goes on from its last checkpoint and reaches the same bits as a
 
 import copy
 import csv
+import errno
 import io
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from ..files import atomic, write_text
-from ..words import one_line
+from ..files import atomic, irregular, write_text
+from ..words import one_line, shown
 from .muon import optimizers
 
 WARMUP = 200  # steps to the full learning rate
 COOLDOWN = 0.3  # last share of the steps, over which the learning rate falls to zero
 EMA_DECAY = 0.999
 MAX_GRADIENT_NORM = 1.0
+MOST = 10**9  # steps and the like; more is a slip
 
 
 @dataclass(frozen=True)
@@ -43,18 +46,23 @@ class Plan:
 
     def __post_init__(self):
         for name in ("steps", "batch", "every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is a whole number from 1 up, got {getattr(self, name)}")
-        if not 0 < self.lr < math.inf:
-            raise ValueError(f"lr is a finite number above 0, got {self.lr}")
+            if not 1 <= getattr(self, name) <= MOST:
+                raise ValueError(f"{name} is a whole number from 1 to {MOST}, got {shown(getattr(self, name))}")
+        if not 0 < self.lr <= 10:
+            raise ValueError(f"lr is a number above 0, up to 10, got {self.lr}")
         if not self.minutes > 0:
             raise ValueError(f"minutes are above 0, got {self.minutes}")
-        if not 0 <= self.seed < 2**40:  # step_generator multiplies it
-            raise ValueError(f"seed is a whole number from 0 to 2**40 - 1, got {self.seed}")
+        check_seed(self.seed)
 
     @property
     def fixed(self) -> dict:
         return {key: value for key, value in asdict(self).items() if key not in ("steps", "minutes")}
+
+
+def check_seed(seed: int) -> None:
+    """Raises ValueError for a seed that torch's generators do not take; `step_generator` multiplies it."""
+    if not 0 <= seed < 2**40:
+        raise ValueError(f"seed is a whole number from 0 to 2**40 - 1, got {shown(seed)}")
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
@@ -136,37 +144,52 @@ def resume(checkpoint: Path, parts: dict, plan: Plan) -> list[dict]:
     """Load the parts from the checkpoint, if there is one; returns its log."""
     if not checkpoint.exists():
         return []
-    state = load(checkpoint, ("plan", "log", *parts), "this stage, in another folder")
+    state = load(checkpoint, ("plan", "log", *parts), "this stage")
     if state["plan"] != plan.fixed:
         raise ValueError(
             f"{checkpoint} was trained with {state['plan']}, asked for {plan.fixed}; "
             "ask for the same again, or name another folder to start anew"
         )
-    for key, part in parts.items():
-        part.load_state_dict(state[key])
+    with sound(checkpoint, "this stage"):
+        for key, part in parts.items():
+            part.load_state_dict(state[key])
+        assert all({"step", "minutes"} <= set(row) for row in state["log"]), "a row of its log lacks step or minutes"
     return state["log"]
 
 
 def load(path: Path, names: Iterable[str], stage: str, device: torch.device | str = "cpu") -> dict:
     """What `save` wrote: an object with these names. ValueError, which names the stage that writes it, for a file that
     is not there, damaged or something else."""
-    if not path.is_file():
-        raise ValueError(f"{path} is not there; run {stage} first")
-    try:
+    if what := irregular(path):
+        raise ValueError(f"{what}: {path}; run {stage} first")
+    with sound(path, stage):
         state = torch.load(path, map_location=device, weights_only=True)
-        lacking = [name for name in names if name not in state]
+        return {name: state[name] for name in names}
+
+
+@contextmanager
+def sound(path: Path, stage: str) -> Iterator[None]:
+    """Within the block, whatever a file of this run's raises becomes a ValueError that names it, and the stage that
+    writes it."""
+    try:
+        yield
+    except FloatingPointError:
+        raise
     except Exception as error:  # torch raises half a dozen types for damaged files
-        raise ValueError(f"{path} is damaged ({one_line(str(error))}); remove it and run {stage} again") from error
-    if lacking:
-        raise ValueError(f"{path} lacks {', '.join(lacking)}; remove it and run {stage} again")
-    return state
+        why = one_line(f"{type(error).__name__}: {error}")
+        raise ValueError(f"{path} is damaged ({why}); remove it and run {stage} again") from error
 
 
 def save(state: dict, path: Path) -> None:
     """torch.save, whole or not at all: a kill leaves the old file or the new one, never half of one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic(path) as temporary:
-        torch.save(state, temporary)
+        try:
+            torch.save(state, temporary)
+        except RuntimeError as error:  # what torch makes of a full disk
+            raise OSError(
+                errno.ENOSPC, f"the disk is full, or cannot be written to ({one_line(str(error))})"
+            ) from error
 
 
 def write_log(log: list[dict], path: Path) -> None:

@@ -1,6 +1,7 @@
 """Two stages share the autoencoder, so this module holds both. The stage "vae" trains it on crops of scans; the stage
 "latents" encodes all scans, and the diffusion model is trained on the result."""
 
+import math
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from ..config import VAEConfig
 from ..vae import VAE
 from . import data, recipe
-from .loop import Plan, autocast, load, save, train
+from .loop import Plan, autocast, check_seed, load, save, sound, train
 
 # The loss is L1 + L2_WEIGHT * L2 + KL_WEIGHT * KL, each a mean over its elements.
 L2_WEIGHT = 10.0  # L1 keeps edges; L2 is what PSNR measures
@@ -82,7 +83,8 @@ def train_vae(scans: str | Path, out: Path, plan: Plan, crop: int, device: torch
 def trained_vae(out: Path, device: torch.device) -> VAE:
     """The averaged weights of OUT/vae.pt."""
     vae = VAE(VAEConfig.from_dict(recipe.VAE))
-    vae.load_state_dict(load(out / "vae.pt", ["average"], "the stage vae")["average"])
+    with sound(out / "vae.pt", "the stage vae"):
+        vae.load_state_dict(load(out / "vae.pt", ["average"], "the stage vae")["average"])
     return vae.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
 
 
@@ -95,6 +97,7 @@ def write_latents(scans: str | Path, out: Path, variants: int, seed: int, device
     """
     if not 1 <= variants <= 1000:
         raise ValueError(f"variants is a whole number from 1 to 1000, got {variants}")
+    check_seed(seed)
     vae = trained_vae(out, device)
     training, held_out = data.split(data.find_scans(scans))
     generator = torch.Generator().manual_seed(seed)
@@ -109,7 +112,10 @@ def write_latents(scans: str | Path, out: Path, variants: int, seed: int, device
     copies = [torch.cat([encode(grey, v > 0) for grey in pixels.split(16)]) for v in range(variants)]
     latents = torch.stack(copies, dim=1)
     held_out_latents = torch.cat([encode(grey, False) for grey in data.load_pixels(held_out).split(16)])
-    factor = 1 / latents.std().item()
+    spread = latents.std().item()
+    if not (math.isfinite(spread) and spread > 0):
+        raise FloatingPointError(f"the latents that {out / 'vae.pt'} makes have the deviation {spread}; train it anew")
+    factor = 1 / spread
     scaled = {"training": (latents * factor).half(), "held_out": (held_out_latents * factor).half()}
     save(scaled | {"scaling_factor": factor}, out / "latents.pt")
     print(f"scaling_factor {factor:.5g}  mean {latents.mean(dim=(0, 1, 3, 4)).mul(factor).tolist()}")

@@ -50,8 +50,8 @@ class Plan:
                 raise ValueError(f"{name} is a whole number from 1 to {MOST}, got {shown(getattr(self, name))}")
         if not 0 < self.lr <= 10:
             raise ValueError(f"lr is a number above 0, up to 10, got {self.lr}")
-        if not self.minutes > 0:
-            raise ValueError(f"minutes are above 0, got {self.minutes}")
+        if not self.minutes >= 0:
+            raise ValueError(f"minutes are a number from 0 up, got {self.minutes}")
         check_seed(self.seed)
 
     @property

@@ -20,6 +20,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from composition_files import row, tree, write_manifest, write_scans, write_tiny_model
@@ -88,9 +89,9 @@ class Campaign:
         return sum(1 for top in (self.out, self.cache) for path in top.rglob("*.*") if not path.name.startswith("."))
 
     def killed(self, process: subprocess.Popen, files: int, victims: Callable[[], list[int]]) -> bool:
-        """Wait until so many files are there, and some milliseconds more, and kill one of the victims. False where the
-        process had ended by then, or has no victim."""
-        while process.poll() is None and self.placed() < files:
+        """Wait until so many files and a victim are there, and some milliseconds more, and kill one of the victims.
+        False where the process had ended by then."""
+        while process.poll() is None and (self.placed() < files or not victims()):
             time.sleep(0.002)
         time.sleep(self.draw.uniform(0, 0.05))
         if process.poll() is not None or not (found := victims()):
@@ -107,8 +108,13 @@ class Campaign:
 
 def ranks_of(torchrun: subprocess.Popen) -> list[int]:
     """The processes that torchrun has started."""
-    children = Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split()
-    return [int(child) for child in children if b"composition" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    found = []
+    for children in Path(f"/proc/{torchrun.pid}/task").glob("*/children"):
+        with suppress(OSError):  # it has ended
+            for child in children.read_text().split():
+                if b"composition" in Path(f"/proc/{child}/cmdline").read_bytes():
+                    found.append(int(child))
+    return found
 
 
 def kill_alone(campaign: Campaign, moment: int) -> str | None:
@@ -176,13 +182,15 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--kills", type=int, default=50, help="of one process (default: %(default)s); the rest follows")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", help="events, with commas between (default: all)")
     options = parser.parse_args()
     campaign = Campaign(options.folder, options.seed)
     others = (kill_a_rank, kill_torchrun, damage_the_cache, fill_the_disk)
     # The moments of each kind of kill are spread evenly over the files that a batch writes.
     events = [(kill_alone, options.kills)] + [(other, max(1, options.kills // 5)) for other in others]
+    wanted = options.only.split(",") if options.only else [event.__name__ for event, _ in events]
     outcomes = Counter()
-    for event, count in events:
+    for event, count in ((event, count) for event, count in events if event.__name__ in wanted):
         for number in range(count):
             what = None
             while what is None:  # the process had ended before its moment

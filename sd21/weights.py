@@ -41,7 +41,10 @@ class Stored:
         # The file is mapped anew for every tensor: pages of a mapping that stays open count as resident, and by the
         # last tensor the whole file would be in memory a second time.
         with _opened(self.file) as file:
-            rows = file.get_slice(self.key)[self.first_row : self.first_row + self.shape[0]]
+            if self.shape:
+                rows = file.get_slice(self.key)[self.first_row : self.first_row + self.shape[0]]
+            else:  # a scalar has no rows
+                rows = file.get_tensor(self.key)
             if rows.numel() != math.prod(self.shape):
                 raise CheckpointError(
                     f"{self.file} changed while it was read: its tensors have other shapes; load again"

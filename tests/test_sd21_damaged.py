@@ -9,6 +9,7 @@ import struct
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from small_models import UNET_JSON, write_small_pipeline
 
 import sd21
@@ -194,3 +195,10 @@ def test_the_device_is_the_one_named_and_else_the_best():
     assert find_device("cpu") == torch.device("cpu") == find_device(torch.device("cpu"))
     best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     assert find_device(None).type == best
+
+
+def test_a_scalar_is_read_as_one(tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_file({"a": torch.tensor(2.5)}, path)
+    value = weights.index([path])["a"].read(torch.device("cpu"), torch.float32)
+    assert value.shape == () and value == 2.5

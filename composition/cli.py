@@ -1,4 +1,4 @@
-"""This module is the command line, `python -m composition run | demo | batch | benchmark`, and nothing else.
+"""This module is the command line, `python -m composition run | demo | batch | volume | benchmark`, and nothing else.
 
 The options follow from Settings, METHODS and the like, and reading those imports torch. So only the command that the
 user asks for gets its options, and the module imports everything heavy where it first needs it.
@@ -9,19 +9,16 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from sd21.command import Parser, folder, guarded
 
-from .options import add_fields, made_of
+from .options import QUIET, add_fields, add_meaning, add_method, add_model, add_out, made_of, numbers
 
-QUIET = "no progress bars, no messages; warnings and errors stay"
 AGAIN = "the same command goes on where this one stopped, and what is whole stays"
-RESULTS = ("composite.png", "mask.png", "figure.png", "record.json")
-RESUMED = {"batch": AGAIN, "benchmark": AGAIN}  # what to know after Ctrl-C
+RESUMED = {"batch": AGAIN, "benchmark": AGAIN, "volume": AGAIN}  # what to know after Ctrl-C
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -65,12 +62,34 @@ def _add_run(run: argparse.ArgumentParser) -> None:
     inputs.add_argument("--object-mask", required=True, type=Path, help="the tumour in it; nonzero is inside")
     target = inputs.add_mutually_exclusive_group(required=True)
     target.add_argument("--user-mask", type=Path, help="where it goes in the background; nonzero is inside")
-    target.add_argument("--user-box", type=_box, metavar="X,Y,W,H", help="the same as a box, in pixels")
-    inputs.add_argument("--prompt", required=True, help='as "An MRI scan of a cancerous brain"')
-    _add_out(run, "folder for composite.png, mask.png, figure.png and record.json")
-    _add_method(run)
-    _add_model(run)
+    target.add_argument("--user-box", type=numbers("X,Y,W,H"), metavar="X,Y,W,H", help="the same as a box, in pixels")
+    add_meaning(inputs)
+    add_out(run, "folder for composite.png, mask.png, figure.png and record.json, and the composite as DICOM or NIfTI")
+    add_method(run)
+    add_model(run)
     _add_settings(run)
+
+
+def _add_volume(volume: argparse.ArgumentParser) -> None:
+    volume.set_defaults(command=_volume)
+    inputs = volume.add_argument_group("inputs: NIfTI files, or folders of DICOM slices")
+    inputs.add_argument("--background", required=True, type=Path, help="the volume without a tumour")
+    inputs.add_argument("--object", required=True, type=Path, help="the volume with the tumour")
+    inputs.add_argument("--object-mask", required=True, type=Path, help="the tumour in it, on the same voxels")
+    target = inputs.add_mutually_exclusive_group(required=True)
+    target.add_argument("--user-mask", type=Path, help="where it goes, on the background's voxels; nonzero is inside")
+    target.add_argument(
+        "--user-box",
+        type=numbers("X,Y,Z,W,H,D"),
+        metavar="X,Y,Z,W,H,D",
+        help="the same as a box: its first column, row and slice, and how many of each",
+    )
+    add_meaning(inputs)
+    volume.add_argument("--out", required=True, type=folder, help="folder for the volume, its label, figure and record")
+    volume.add_argument("-q", "--quiet", action="store_true", help=QUIET)
+    add_method(volume)
+    add_model(volume)
+    _add_settings(volume)
 
 
 def _add_demo(demo: argparse.ArgumentParser) -> None:
@@ -87,15 +106,16 @@ def _add_batch(batch: argparse.ArgumentParser) -> None:
     batch.add_argument(
         "manifest",
         type=Path,
-        help="JSON lines: background, object, object_mask, user_mask or user_box, prompt; optionally id and settings. "
-        "Files are relative to the manifest",
+        help="JSON lines: background, object, object_mask, user_mask or user_box, prompt; optionally window, label, "
+        "id and settings. Files are relative to the manifest",
     )
-    _add_out(
+    add_out(
         batch,
-        "folder for metadata.jsonl, images/, masks/, records/ and, where rows failed or were refused, errors.jsonl",
+        "folder for metadata.jsonl, images/, masks/, records/, stored/ and labels/ of DICOM and NIfTI, and, where rows "
+        "failed or were refused, errors.jsonl",
     )
-    _add_method(batch)
-    _add_model(batch)
+    add_method(batch)
+    add_model(batch)
     _add_settings(batch)
     add_fields(batch, "which rows are refused, as their labels are not true; none turns a limit off", Limits)
 
@@ -105,45 +125,8 @@ def _add_benchmark(benchmark: argparse.ArgumentParser) -> None:
 
     benchmark.set_defaults(command=_benchmark)
     command.add_options(benchmark)
-    _add_model(benchmark)
+    add_model(benchmark)
     _add_settings(benchmark)
-
-
-def _add_out(parser: argparse.ArgumentParser, about: str) -> None:
-    parser.add_argument("--out", required=True, type=folder, help=about)
-    parser.add_argument("--cache", type=Path, help="folder to keep the inversions in, for reuse")
-    parser.add_argument("-q", "--quiet", action="store_true", help=QUIET)
-
-
-def _add_method(parser: argparse.ArgumentParser) -> None:
-    from .methods import METHODS
-
-    about = "ours, or a baseline with its own constants (default: %(default)s)"
-    parser.add_argument("--method", choices=tuple(METHODS), default="ours", help=about)
-
-
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    from sd21.config import PREDICTION_TYPES
-    from sd21.model import DTYPES
-    from sd21.sources import DEFAULT
-
-    group = parser.add_argument_group("model")
-    group.add_argument(
-        "--model",
-        default=DEFAULT,
-        help="a folder in the diffusers layout, a .safetensors file, a hub id, or mini (default: %(default)s)",
-    )
-    group.add_argument("--revision", help="commit, tag or branch of a hub id")
-    group.add_argument("--variant", help="fp16 for *.fp16.safetensors")
-    group.add_argument("--prediction-type", choices=PREDICTION_TYPES, help="a single file does not say it")
-    group.add_argument("--tokenizer", help="folder or hub id of the tokenizer; a single file has none")
-    group.add_argument("--local-files-only", action="store_true", help="do not ask the hub")
-    group.add_argument("--device", help="default: cuda, else mps, else cpu")
-    group.add_argument(
-        "--dtype",
-        choices=[str(dtype).removeprefix("torch.") for dtype in DTYPES],
-        help="default: bfloat16 on cuda, float32 elsewhere",
-    )
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
@@ -156,14 +139,6 @@ def _settings(options: argparse.Namespace):
     from .settings import Settings
 
     return made_of(options, Settings)
-
-
-def _box(text: str) -> tuple[int, int, int, int]:
-    try:
-        x, y, width, height = (int(number) for number in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected four whole numbers X,Y,W,H, got {text!r}") from None
-    return x, y, width, height
 
 
 def _model_loader(options: argparse.Namespace) -> Callable:
@@ -196,7 +171,7 @@ def _run(options: argparse.Namespace) -> int:
     from .runs.store import InversionStore
 
     files = {name: getattr(options, name) for name in FILES if getattr(options, name) is not None}
-    request = Request(files, options.user_box, options.prompt)
+    request = Request(files, options.user_box, options.prompt, options.window, options.label)
     inversions = InversionStore(options.cache) if options.cache else None  # without, both scans are one batch
     return _compose_one(request, options, _model_loader(options), inversions)
 
@@ -210,73 +185,58 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _compose_one(request, options: argparse.Namespace, load_model: Callable, inversions) -> int:
-    from tqdm import tqdm
-
-    from sd21.folders import owned
-
-    from .methods import compose
     from .runs.cautions import cautions
+    from .runs.single import run_single
 
-    settings = _settings(options)
-    sample = request.read(settings.fit)
-    _check_results(request, options.out)
-    with owned(options.out, cache=options.cache):
-        begin = time.perf_counter()
-        model = load_model()
-        seconds = {"load": time.perf_counter() - begin}
-        progress = None if options.quiet else partial(tqdm, leave=False)
-        composition = compose(model, *sample, settings, method=options.method, inversions=inversions, progress=progress)
-        _write_results(options.out, request, composition, model, settings, options.method, seconds)
+    composition, files = run_single(
+        request,
+        options.out,
+        load_model,
+        _settings(options),
+        method=options.method,
+        inversions=inversions,
+        cache=options.cache,
+        quiet=options.quiet,
+    )
     for text in cautions(composition):
         print(f"warning: {text}", file=sys.stderr)
     if not options.quiet:
         rows = sum(composition.rows.values())
-        print(f"{options.out}: {', '.join(RESULTS)}; {rows} rows through the network")
+        print(f"{options.out}: {', '.join(path.name for path in files)}; {rows} rows through the network")
     return 0
 
 
-def _check_results(request, out: Path) -> None:
-    """Raises FolderError where a result would take the place of an input, or of a file that no `run` has made: a run
-    that ends well leaves its record, one that fails leaves nothing, and one that is killed its lock."""
-    from sd21.folders import FolderError, left_locked
+def _volume(options: argparse.Namespace) -> int:
+    from .runs.cautions import volume_cautions
+    from .runs.volume import VolumeRequest, run_volume
 
-    from .runs.request import check_apart
-
-    *pictures, entry = (out / name for name in RESULTS)
-    check_apart(request.files.values(), [*pictures, entry])
-    if not left_locked(out) and not entry.exists() and (taken := [path for path in pictures if path.exists()]):
-        raise FolderError(f"{taken[0]} is there, and no run has made it; name another folder for the results")
-
-
-def _write_results(out: Path, request, composition, model, settings, method: str, seconds: dict[str, float]) -> None:
-    from sd21.files import atomic, write_json
-
-    from .figures import before_after
-    from .runs import record
-    from .scans.images import write_image
-
-    image, mask, figure, entry = (out / name for name in RESULTS)
-    about = {
-        **request.describe(),
-        "method": method,
-        **record.provenance(model, settings),
-        **record.results(composition),
-        "reused": composition.reused,
-        **record.environment(model),
-        "seconds": seconds | composition.seconds,
-    }
-    drawn = before_after(composition.sample, composition.image, composition.mask)
-    entry.unlink(missing_ok=True)  # first, so that a run that ends on the way leaves no record beside others' pictures
-    try:
-        write_image(image, composition.image)
-        write_image(mask, composition.mask)
-        with atomic(figure) as temporary:
-            drawn.save(temporary)
-        write_json(entry, about)
-    except OSError:
-        for path in (image, mask, figure):
-            path.unlink(missing_ok=True)
-        raise
+    request = VolumeRequest(
+        options.background,
+        options.object,
+        options.object_mask,
+        options.user_mask,
+        options.user_box,
+        options.prompt,
+        options.label,
+        options.window,
+    )
+    told = run_volume(
+        request,
+        options.out,
+        _model_loader(options),
+        _settings(options),
+        method=options.method,
+        quiet=options.quiet,
+    )
+    if told is None:  # another rank speaks
+        return 0
+    for text in volume_cautions(told):
+        print(f"warning: {text}", file=sys.stderr)
+    if options.quiet:
+        return 0
+    steps = "" if told["steps"]["ratio"] is None else f", grey steps {told['steps']['ratio']:.2f} times the object's"
+    print(f"{options.out}: {len(told['slices'])} slices, {told['millilitres']:.2f} ml{steps}; {told['rows']} rows")
+    return 0
 
 
 def _batch(options: argparse.Namespace) -> int:
@@ -335,6 +295,12 @@ COMMANDS = {
         "rows out: torchrun --nproc-per-node 8 -m -- composition batch ... (the bare -- keeps torchrun from taking "
         "--start for an option of its own).",
         _add_batch,
+    ),
+    "volume": (
+        "a tumour in three dimensions, into a volume",
+        "Place a tumour in a volume, in millimetres, and compose every slice that it meets. The same command resumes a "
+        "run that was killed. Several processes share the slices out, as the rows of batch.",
+        _add_volume,
     ),
     "benchmark": (
         "the paper's comparison, ablations and figures on one's own copy of its datasets",

@@ -42,10 +42,10 @@ def before_after(sample: Sample, image: np.ndarray, mask: np.ndarray) -> Image.I
     return figure
 
 
-def eight_bit(pixels: np.ndarray, window: tuple[int, int]) -> Image.Image:
-    """Stored pixels as RGB; window: the values that are black and white."""
-    low, high = window
-    scaled = (pixels.astype(np.float64) - low) * (255 / (high - low))
+def eight_bit(pixels: np.ndarray, window: tuple[float, float]) -> Image.Image:
+    """Stored pixels as RGB; window: the values that are black and white. What is no number is black."""
+    black, white = window
+    scaled = np.nan_to_num((pixels.astype(np.float64) - black) * (255 / (white - black)))
     return Image.fromarray(np.rint(scaled.clip(0, 255)).astype(np.uint8)).convert("RGB")
 
 

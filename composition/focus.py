@@ -68,7 +68,7 @@ class Window:
             return image
         whole = background.pixels
         whole = np.repeat(whole[..., None], 3, axis=2) if whole.ndim < image.ndim else whole.copy()
-        whole[self.part] = blend_pixels(image, whole[self.part], self._edge_weight(target))
+        whole[self.part] = blend_pixels(image, whole[self.part], self._edge_weight(target), background.window)
         return whole
 
     def _edge_weight(self, target: np.ndarray) -> np.ndarray:

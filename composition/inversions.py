@@ -43,7 +43,7 @@ NOT_KEYED = frozenset(
         # tables on it, and the token.
         *("steps", "grid", "solver", "lower_order_final", "start", "history", "exceptional_token"),
         # What these do to a scan before it is inverted is in the key as the image on the canvas.
-        *("fit", "match", "focus", "focus_context"),
+        *("fit", "size", "match", "focus", "focus_context"),
         # These act after the inversion.
         *("preserve_background_until", "preserve_object_until", "guidance_scale", "detail", "preserve", "feather"),
     }

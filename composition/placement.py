@@ -16,13 +16,17 @@ from PIL import Image
 from . import matching
 from .matching import Match
 from .scans.errors import PlacementError
-from .scans.images import Scan, check_scan, described
+from .scans.images import Scan, check_scan, described, whole_numbers
+from .scans.slices import Meaning
 
 # An object that has to fit inside an irregular mask may lose this share of itself there: a mask drawn by hand has a
 # ragged edge, and one with a hole of a pixel would else halve the object.
 SHARE_OUTSIDE = 0.01
 # Its scale is looked for from the box's down, in such steps to this smallest one, and then between two of them.
 SCALE_STEP, SMALLEST_SCALE, HALVINGS = 0.95, 0.1, 6
+MOST_STRETCHED = 20  # times that pixels may be longer than wide; more is a slip in a file, and would fill the memory
+ONE_UNIT = "one of the two scans has physical units, and the other has not: nobody knows how their greys compare"
+SAME_ASPECT = 1e-3  # of the logarithm; files round their spacings
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no plain equality
@@ -63,13 +67,14 @@ class Fit:
 
     scale, shift: the map; a point (x, y) of the object's scan, in pixels, goes to scale * (x, y) + shift.
     mask: bool (H, W), the moved mask inside the user mask. clipped: the share of the moved mask that lay outside the
-    user mask and is cut away.
+    user mask and is cut away. true_size: whether the object is as large as it was, in millimetres.
     """
 
     scale: float
     shift: tuple[float, float]
     mask: np.ndarray
     clipped: float
+    true_size: bool = False
 
     def part(self, rows: slice, columns: slice) -> Fit:
         """The same as seen from a part of the background."""
@@ -86,6 +91,7 @@ class Placement:
     object_mask, user_mask: bool (H, W); object_mask is the moved mask inside user_mask, the label of the result.
     scale, shift: the map; a point (x, y) of the object's scan, in pixels, goes to scale * (x, y) + shift.
     clipped: share of the moved mask that lay outside user_mask and was cut away. match: how greys were matched.
+    true_size: whether the object is as large as it was, in millimetres.
     """
 
     image: np.ndarray
@@ -95,6 +101,7 @@ class Placement:
     shift: tuple[float, float]
     clipped: float
     match: Match
+    true_size: bool = False
 
 
 def place(
@@ -104,11 +111,13 @@ def place(
     user_mask: np.ndarray,
     *,
     fit: str | Fit = "box",
+    size: str = "region",
     match: str = "none",
 ) -> Placement:
     """Scale and move the object into the user mask, aspect kept, and match its grey values to the tissue there.
 
-    fit: as for `fit_object`, or what that returned. match: a name of matching.MATCHES.
+    fit, size: as for `fit_object`, or what that returned. match: a name of matching.MATCHES. The scans are in common
+    terms.
 
     The whole object scan moves with its mask, so that the tumour keeps the tissue around it; where that scan ends, the
     background goes on. (TF-ICON scales the whole object image to the box, and pads with black.) What would lie beyond
@@ -120,25 +129,37 @@ def place(
     object is left inside the user mask.
     """
     check_masks(background, obj, object_mask, user_mask)
-    fit = fit_object(object_mask, user_mask, fit) if isinstance(fit, str) else fit
+    if isinstance(fit, str):
+        fit = fit_object(object_mask, user_mask, fit, true_scale(background, obj) if size == "auto" else None)
     image, values = background.values(), obj.values()
-    if unit := background.unit or obj.unit:
-        matched = Match("none", why=f"the values are in {unit}" if match != "none" else None)
+    if why := unmatched(background.meaning, obj.meaning):
+        matched = Match("none", why=why if match != "none" else None)
     else:
         matched = matching.match(image, fit.mask, values, object_mask, match)
     _paste(image, matched.apply(values), fit.scale, fit.shift)
-    return Placement(image, fit.mask, user_mask, fit.scale, fit.shift, fit.clipped, matched)
+    return Placement(image, fit.mask, user_mask, fit.scale, fit.shift, fit.clipped, matched, fit.true_size)
 
 
-def fit_object(object_mask: np.ndarray, user_mask: np.ndarray, how: str = "box") -> Fit:
+def fit_object(object_mask: np.ndarray, user_mask: np.ndarray, how: str = "box", true: float | None = None) -> Fit:
     """Where the object's mask comes to lie: "box" fits its bounding box to the user mask's, centred; "inside" makes it
     smaller until all of it, but for SHARE_OUTSIDE, lies in the user mask, as near to the middle of its box as it can.
-    Where the box's fit cuts no more off, both are the same.
+    Where the box's fit cuts no more off, both are the same. "placed" leaves it where it is on its own scan, which is of
+    the background's size.
 
-    Raises PlacementError where nothing of the object is left inside the user mask.
+    true: the scale at which the object keeps its size in millimetres; it is not enlarged beyond. None: nobody knows it.
+    Raises PlacementError where nothing of the object is left inside the user mask, and for "placed" where the sizes
+    differ.
     """
-    scale, shift = _box_fit(object_mask, user_mask)
-    moved = _moved_mask(user_mask.shape, object_mask, scale, shift)
+    if how == "placed":
+        if object_mask.shape != user_mask.shape:
+            raise PlacementError(
+                f"a placed object lies on pixels of the background; its scan has (height, width) {object_mask.shape}, "
+                f"and the background {user_mask.shape}"
+            )
+        scale, shift, moved = 1.0, (0.0, 0.0), object_mask
+    else:
+        scale, shift = _box_fit(object_mask, user_mask, true)
+        moved = _moved_mask(user_mask.shape, object_mask, scale, shift)
     if how == "inside" and (moved & ~user_mask).sum() > SHARE_OUTSIDE * moved.sum():
         scale, shift = _inside_fit(object_mask, user_mask, scale) or (scale, shift)
         moved = _moved_mask(user_mask.shape, object_mask, scale, shift)
@@ -147,8 +168,79 @@ def fit_object(object_mask: np.ndarray, user_mask: np.ndarray, how: str = "box")
         raise PlacementError(
             f"nothing of the object is left inside the user mask: scaled by {scale:.3g}, its mask covers {moved.sum()} "
             "pixels, none of them inside; use a larger user mask, or one that covers the middle of its bounding box"
+            + (", or size region, which does not keep its millimetres" if scale == true else "")
         )
-    return Fit(scale, shift, inside, 1 - float(inside.sum() / moved.sum()))
+    return Fit(scale, shift, inside, 1 - float(inside.sum() / moved.sum()), true_size=scale == true)
+
+
+def knows_millimetres(sample: Sample) -> bool:
+    """Whether both scans know their size in millimetres."""
+    return sample.background.meaning.measured and sample.obj.meaning.measured
+
+
+def true_scale(background: Scan, obj: Scan) -> float | None:
+    """The scale at which the object keeps its size in millimetres; None unless both scans know theirs."""
+    if not (background.meaning.measured and obj.meaning.measured):
+        return None
+    return obj.meaning.spacing[1] / background.meaning.spacing[1]
+
+
+def in_common_terms(sample: Sample) -> Sample:
+    """The sample with the object's scan on pixels of the shape that the background's have (`same_aspect`), and, where
+    both are in one physical unit, over the background's window: equal values are then equal greys."""
+    sample = same_aspect(sample)
+    meaning, own = sample.background.meaning, sample.obj.meaning
+    if meaning.unit is None or meaning.unit != own.unit:
+        return sample
+    return replace(sample, obj=replace(sample.obj, levels=same_window(sample.background.window, meaning, own)))
+
+
+def same_window(levels: tuple[float, float], meaning: Meaning, own: Meaning) -> tuple[float, float]:
+    """The stored values of one scan that stand for what those of another stand for."""
+    return tuple(own.stored_of(meaning.value_of(end)) for end in levels)
+
+
+def unmatched(meaning: Meaning, own: Meaning) -> str | None:
+    """Why the greys of an object, with the meaning `own`, are not matched to a background's; None where they are."""
+    if meaning.unit is None and own.unit is None:
+        return None
+    return f"the values are in {meaning.unit}" if meaning.unit == own.unit else ONE_UNIT
+
+
+def same_aspect(sample: Sample) -> Sample:
+    """The sample with the object's scan and mask on pixels of the shape that the background's have, so that what is
+    round stays round. One axis of them is drawn larger. The sample itself where the shapes are equal, and where one of
+    the two scans does not say them."""
+    spacings = sample.background.meaning.spacing, sample.obj.meaning.spacing
+    if None in spacings:
+        return sample
+    (down, across), (own_down, own_across) = spacings
+    ratio = (own_down / own_across) / (down / across)
+    if abs(math.log(ratio)) < SAME_ASPECT:
+        return sample
+    if not 1 / MOST_STRETCHED <= ratio <= MOST_STRETCHED:
+        raise PlacementError(
+            f"the pixels of {sample.obj.name} are {own_down:g} by {own_across:g} and those of {sample.background.name} "
+            f"{down:g} by {across:g}; expected shapes that differ {MOST_STRETCHED} times at most: see their spacings"
+        )
+    height, width = sample.obj.size
+    size = (round(height * ratio), width) if ratio > 1 else (height, round(width / ratio))
+    spacing = own_down * height / size[0], own_across * width / size[1]
+    pixels = _resized(sample.obj.pixels, size)
+    meaning = replace(sample.obj.meaning, spacing=spacing)
+    obj = replace(sample.obj, pixels=pixels, levels=sample.obj.window, meaning=meaning)
+    return replace(sample, obj=obj, object_mask=_resized(sample.object_mask.astype(np.float32), size) >= 0.5)
+
+
+def _resized(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Pixels (H, W) or (H, W, 3) at another size, by linear interpolation; whole numbers stay whole."""
+    channels = pixels if pixels.ndim == 3 else pixels[..., None]
+    drawn = [
+        np.asarray(Image.fromarray(channel.astype(np.float32)).resize(size[::-1], Image.Resampling.BILINEAR))
+        for channel in np.moveaxis(channels, 2, 0)
+    ]
+    drawn = np.stack(drawn, axis=2).reshape(*size, *pixels.shape[2:])
+    return whole_numbers(drawn, pixels.dtype) if pixels.dtype.kind in "ui" else drawn.astype(pixels.dtype)
 
 
 def placed_object(sample: Sample, placement: Placement) -> np.ndarray:
@@ -168,11 +260,13 @@ def bounding_box(mask: np.ndarray) -> tuple[int, int, int, int]:
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
-def _box_fit(object_mask: np.ndarray, user_mask: np.ndarray) -> tuple[float, tuple[float, float]]:
-    """The scale and shift that fit the bounding box of the object's mask to the user mask's, centred."""
+def _box_fit(
+    object_mask: np.ndarray, user_mask: np.ndarray, most: float | None = None
+) -> tuple[float, tuple[float, float]]:
+    """The scale, at most `most`, and shift that fit the box of the object's mask to the user mask's, centred."""
     x0, y0, x1, y1 = bounding_box(object_mask)
     u0, v0, u1, v1 = bounding_box(user_mask)
-    scale = min((u1 - u0) / (x1 - x0), (v1 - v0) / (y1 - y0))
+    scale = min((u1 - u0) / (x1 - x0), (v1 - v0) / (y1 - y0), math.inf if most is None else most)
     return scale, ((u0 + u1) / 2 - scale * (x0 + x1) / 2, (v0 + v1) / 2 - scale * (y0 + y1) / 2)
 
 

@@ -26,6 +26,7 @@ PAPER = {
     "preserve_object_until": None,
     "inversion": "naive",
     "fit": "box",
+    "size": "region",
     "match": "none",
     "focus": "scan",
     "detail": False,
@@ -126,8 +127,14 @@ class Settings:
         "inside",
         "how large the object is placed: box enlarges or shrinks it until its bounding box fits the user mask's, and "
         "cuts off what lies outside (the paper); inside makes it smaller than that until its whole mask lies in the "
-        "user mask",
-        ("inside", "box"),
+        "user mask; placed leaves it where it is on its own scan, which lies on the background's pixels already",
+        ("inside", "box", "placed"),
+    )
+    size: str = _setting(
+        "auto",
+        "auto keeps the object's size in millimetres where both scans know theirs (DICOM, NIfTI) and it fits the user "
+        "mask; region fills the user mask, whatever size that is (the paper)",
+        ("auto", "region"),
     )
     match: str = _setting(
         "contrast",

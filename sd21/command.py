@@ -9,6 +9,7 @@ import argparse
 import errno
 import io
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -26,7 +27,11 @@ DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, without the usage before it."""
+    """A parser whose errors are one line, without the usage before it. Numbers with commas may begin with a minus."""
+
+    def __init__(self, *arguments, **keywords):
+        super().__init__(*arguments, **keywords)
+        self._negative_number_matcher = re.compile(r"-[0-9.][0-9.,eE+-]*")  # argparse's own knows no commas
 
     def error(self, message: str) -> NoReturn:
         print(f"error: {one_line(message, 500)}; see {self.prog} --help", file=sys.stderr)

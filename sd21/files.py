@@ -24,7 +24,7 @@ _owner: ContextVar[str] = ContextVar("owner", default="")
 
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`, with its suffix, where the caller writes a file or a folder.
+    """Yield a temporary path beside `path`, with its suffixes, where the caller writes a file or a folder.
 
     On success it becomes `path`; on an error it is removed. A kill leaves at most the temporary behind, which
     `remove_partial` removes if it is a file: `path` itself is the old file or the whole new one. Several processes, on
@@ -34,7 +34,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     # The name does not come from tempfile: only the owner can read mkstemp's files, and the rename would keep that.
-    temporary = path.with_name(f"{TEMPORARY}{_owner.get()}{uuid.uuid4().hex}{path.suffix}")
+    temporary = path.with_name(f"{TEMPORARY}{_owner.get()}{uuid.uuid4().hex}{''.join(path.suffixes)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -65,7 +65,7 @@ def temporaries_of(owner: str) -> Iterator[None]:
 
 def remove_partial(folder: Path, owner: str) -> None:
     """Remove the files that killed writers of this owner left anywhere under `folder`, and no others."""
-    ours = re.compile(re.escape(f"{TEMPORARY}{owner}-") + r"[0-9a-f]{32}(\.\w+)?")
+    ours = re.compile(re.escape(f"{TEMPORARY}{owner}-") + r"[0-9a-f]{32}(\.[^/]*)?")
     for path in list(folder.rglob(f"{TEMPORARY}{owner}-*")):
         if ours.fullmatch(path.name) and path.is_file():
             path.unlink(missing_ok=True)

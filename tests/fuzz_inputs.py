@@ -30,6 +30,7 @@ from composition.inversions import Trajectory
 from composition.placement import Sample
 from composition.runs.limits import Limits
 from composition.runs.manifest import read_manifest
+from composition.runs.placed_volume import VolumeRequest, place_volume
 from composition.runs.record import read_kept
 from composition.runs.store import InversionStore
 from composition.scans.errors import PlacementError, ScanError
@@ -103,7 +104,8 @@ def pixels(draw: random.Random, shape: tuple[int, ...], dtype=np.uint8) -> np.nd
 def check_scan(scan: Scan) -> None:
     values = scan.values()
     assert values.shape == (*scan.size, 3) and np.isfinite(values).all() and np.abs(values).max() <= 1
-    assert np.array_equal(scan.render(values, grayscale=scan.grayscale), scan.pixels) or scan.pixels.ndim == 3
+    drawn = scan.render(values, grayscale=scan.grayscale)
+    assert np.array_equal(drawn, scan.pixels, equal_nan=drawn.dtype.kind == "f") or scan.pixels.ndim == 3
 
 
 SCANS = {"L": "png", "RGB": "png", "RGBA": "png", "LA": "png", "P": "png", "1": "png", "I;16": "png", "F": "tif"}
@@ -400,7 +402,9 @@ def manifest(draw: random.Random, folder: Path) -> None:
     lines = []
     for number in range(draw.choice((0, 1, 3, 8))):
         entry = row(number, id=draw.choice((f"r{number}", None, "same")))
-        for name in draw.sample([*entry, "user_mask", "settings", "mystery"], draw.choice((0, 0, 1, 2))):
+        for name in draw.sample(
+            [*entry, "user_mask", "settings", "window", "label", "mystery"], draw.choice((0, 0, 1, 2))
+        ):
             entry[name] = nasty(draw)
         if draw.random() < 0.1:
             entry["settings"] = {draw.choice([one.name for one in fields(Settings)]): nasty(draw)}
@@ -518,6 +522,52 @@ def record(draw: random.Random, folder: Path) -> None:
     assert found is None or all(found[name] == value for name, value in asked.items())
 
 
+def volume(draw: random.Random, folder: Path) -> None:
+    """Volumes of any orientation, spacing and type, and targets of any place: the tumour lies in its region, or there
+    is one clear error."""
+    import nibabel
+
+    generator = np.random.default_rng(draw.randrange(2**32))
+
+    def write(name: str, values: np.ndarray) -> np.ndarray:
+        codes = draw.choice(("RAS", "LPS", "PIR", "SLA", "ASR"))
+        image = nibabel.Nifti1Image(values, np.diag([*(draw.choice((0.5, 1.0, 3.0)) for _ in range(3)), 1.0]))
+        to = nibabel.orientations.axcodes2ornt(codes)
+        image = image.as_reoriented(nibabel.orientations.ornt_transform(nibabel.io_orientation(image.affine), to))
+        if draw.random() < 0.1:
+            image.header.set_xyzt_units(*draw.choice((("micron", "sec"), ("meter", "sec"))))
+        path = folder / name
+        nibabel.save(image, path)
+        if draw.random() < 0.03:
+            path.write_bytes(damaged(draw, path.read_bytes()))
+        return image.affine
+
+    dtype = draw.choice((np.uint8, np.int16, np.float32))
+    shape = tuple(draw.choice((1, 7, 20, 20, 20, 20)) for _ in range(3))
+    write("bg.nii", generator.integers(0, 100, shape).astype(dtype))
+    shape = tuple(draw.choice((1, 9, 16, 16)) for _ in range(3))
+    values, labels = generator.integers(0, 100, shape).astype(np.int16), np.zeros(shape, np.uint8)
+    first = [int(generator.integers(0, length)) for length in shape]
+    labels[tuple(slice(at, at + draw.choice((1, 4, 8))) for at in first)] = draw.choice((1, 1, 3))
+    state = draw.getstate()
+    affine = write("ob.nii", values)
+    draw.setstate(state)  # the mask lies as its scan does
+    assert np.array_equal(write("seg.nii", labels), affine)
+    box = (0, 0, 0, *(draw.choice((1, 5, 7)) for _ in range(3)))
+    if draw.random() < 0.1:
+        box = tuple(draw.choice((-1, 0, 2, 5)) for _ in range(6))
+    files = folder / "bg.nii", folder / "ob.nii", folder / "seg.nii"
+    label = draw.choice((None,) * 8 + (1, 9))
+    settings = Settings(fit=draw.choice(("inside", "box")), size=draw.choice(("auto", "region")))
+    placed = place_volume(VolumeRequest(*files, None, box, "a tumour", label, draw.choice((None, (50, 40)))), settings)
+    masks = [placed.mask(number) for number in range(*placed.move.slices)]
+    assert any(mask.any() for mask in masks)
+    for number in range(*placed.move.slices):
+        assert not (placed.mask(number) & ~placed.user_mask(number)).any()
+        sample = placed.sample(number, "a tumour")
+        assert np.isfinite(sample.obj.values()).all() and sample.obj.size == sample.background.size
+
+
 KINDS = {
     "image": Kind(image, (ScanError,)),
     "mask": Kind(mask, (ScanError,)),
@@ -532,4 +582,5 @@ KINDS = {
     "composition": Kind(composition, (ScanError, PlacementError, ValueError)),
     "stored inversion": Kind(stored_inversion, ()),
     "record": Kind(record, ()),
+    "volume": Kind(volume, (ScanError, PlacementError)),
 }

@@ -46,8 +46,11 @@ def test_a_palette_of_a_dicom_gives_the_colours():
 def test_a_wide_window_keeps_close_values_close():
     scan = read_medical(read_scan, "d_widewin.dcm", "pydicom")
     # PS3.3, C.11.2.1.2.1: 40 and 400 are a window from -160 to 239.
-    assert np.unique(scan.pixels).tolist() == [round((hu + 160) / 399 * 65535) for hu in (20, 60)]
-    assert scan.window == (0, 65535)
+    # Half a step of float32 near 1 is 6e-8.
+    np.testing.assert_allclose(np.unique(scan.values()), [(hu + 160) / 399 * 2 - 1 for hu in (20, 60)], atol=1e-7)
+    slope, intercept = scan.meaning.slope, scan.meaning.intercept
+    assert (np.unique(scan.pixels) * slope + intercept).tolist() == [20, 60]
+    assert [end * slope + intercept for end in scan.window] == [-160, 239]
 
 
 def test_white_is_zero_in_16_bits_as_in_8():

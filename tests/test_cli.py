@@ -171,7 +171,7 @@ def test_bad_input_is_one_line_before_the_model_loads(scans, tmp_path, monkeypat
     [
         ({"user_mask": "m.png"}, "not allowed with argument"),
         ({"user_box": None}, "one of the arguments --user-mask --user-box is required"),
-        ({"user_box": "1,2,3"}, "expected four whole numbers X,Y,W,H, got '1,2,3'"),
+        ({"user_box": "1,2,3"}, "expected 4 whole numbers X,Y,W,H, got '1,2,3'"),
         ({"history": "keep"}, "invalid choice: 'keep'"),
         ({"dtype": "int8"}, "invalid choice: 'int8'"),
     ],

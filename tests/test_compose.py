@@ -79,7 +79,8 @@ def test_the_feather_lies_inside_the_mask_and_ignores_the_scans_border():
 
 
 def test_preserved_pixels_are_the_scans_own_and_blend_inside():
-    background, mask = Scan(np.full((7, 9), 9, np.uint16) + np.eye(7, 9, dtype=np.uint16)), box((7, 9), 2, 2, 5, 5)
+    mask = box((7, 9), 2, 2, 5, 5)
+    background = Scan(np.full((7, 9), 9, np.uint16) + np.eye(7, 9, dtype=np.uint16), levels=(0, 2000))
     image = preserve_pixels(background, np.full((7, 9), 1009, np.uint16), mask, 1)
     assert np.array_equal(image[~mask], background.pixels[~mask])
     assert image[2, 4] == 509 and (image[3:6, 3:6] == 1009).all()

@@ -107,8 +107,9 @@ def test_a_part_of_a_scan_keeps_the_windows_greys_of_the_whole_and_may_be_of_one
     pixels = np.full((300, 400), 700, np.uint16)
     pixels[0, 0], pixels[0, 1] = 0, 4000
     pixels[100:150, 200:260] += np.arange(60, dtype=np.uint16)
-    part = Scan(pixels).part(slice(150, 300), slice(0, 100))
-    assert part.window == (0, 4000) and (part.pixels == 700).all()
+    whole = Scan(pixels)
+    part = whole.part(slice(150, 300), slice(0, 100))
+    assert part.window == whole.window == (700, 759) and (part.pixels == 700).all()  # two hot pixels are no ends
 
 
 def test_colour_elsewhere_on_the_scan_keeps_the_result_in_colour():

@@ -81,7 +81,7 @@ def test_values_fill_the_networks_range_and_render_back_to_the_bit(pixels):
     values = scan.values()
     assert values.shape == (12, 20, 3) and values.dtype == np.float32
     assert values.min() >= -1 and values.max() <= 1
-    if pixels.dtype == np.uint16:  # the window is the scan's own range, so dim 12-bit data is not black to the network
+    if pixels.dtype == np.uint16:  # of so few values, the window is the scan's own range: dim 12-bit data is not black
         assert values.min() == -1 and values.max() == 1
     assert np.array_equal(scan.render(values, grayscale=scan.grayscale), pixels)
 
@@ -154,8 +154,9 @@ def test_bad_files_are_named(tmp_path):
         assert name in str(error.value)
     with pytest.raises(ScanError, match=r"blank\.png: the mask is empty"):
         read_mask(tmp_path / "blank.png")
-    with pytest.raises(ScanError, match="float32"):
-        Scan(GRAY.astype(np.float32))
+    for wrong in (COLOUR.astype(np.float32), GRAY.astype(complex), GRAY > 3, GRAY[0]):
+        with pytest.raises(ScanError, match=rf"expected numbers \(H, W\).*{wrong.dtype}"):
+            Scan(wrong)
 
 
 @pytest.mark.parametrize("pixels", [Image.fromarray(GRAY), GRAY.tolist(), "scan.png", None])

@@ -18,6 +18,7 @@ LOSSLESS = {
 LOSSY = {
     "vp8.webp": {"quality": 80},
     "jpeg.tif": {"compression": "jpeg"},
+    "truncated.jp2": {"irreversible": False, "quality_mode": "rates", "quality_layers": [8]},
     "irreversible.jp2": {"irreversible": True, "quality_mode": "dB", "quality_layers": [35]},
     "a.avif": {"quality": 20},
     "a.jpg": {"quality": 75},
@@ -56,5 +57,7 @@ def test_a_lossy_mask_does_not_grow(tmp_path, name):
     with Image.open(path) as image:
         rung = np.count_nonzero(np.asarray(image.convert("L"))) - DISC.sum()
     assert rung > moved or name == "a.avif"  # whose encoder knows drawings, and draws no rings around this one
+    if name == "truncated.jp2":  # with labels of 0 and 1 nobody can tell it from a lossless file
+        return
     with pytest.raises(ScanError, match="inside is where it is 128 or more, since its compression is lossy"):
         read_mask(written(tmp_path, name, DISC.astype(np.uint8), **LOSSY[name]))

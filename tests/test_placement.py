@@ -8,7 +8,8 @@ from drawn_samples import box
 
 from composition import PlacementError, Scan
 from composition.canvas import canvas_size, from_canvas, to_canvas, to_latent_mask
-from composition.placement import SHARE_OUTSIDE, bounding_box, place
+from composition.placement import ONE_UNIT, SHARE_OUTSIDE, bounding_box, place
+from composition.scans.slices import Meaning
 
 RNG = np.random.default_rng(0)
 
@@ -206,7 +207,11 @@ def test_values_with_a_physical_scale_are_never_matched():
     user_mask[20:60, 30:90] = True
     matched = place(dark, bright, disc((60, 60), 30, 30, 15), user_mask, match="contrast").match
     assert matched.why is None and (matched.gain, matched.offset) != (1, 0)
-    in_units = [Scan(one.pixels, unit="HU") for one in (dark, bright)]
-    for scans in (in_units, (in_units[0], bright), (dark, in_units[1])):
+    in_units = [Scan(one.pixels, meaning=Meaning(unit="HU")) for one in (dark, bright)]
+    for scans, why in (
+        (in_units, "the values are in HU"),
+        ((in_units[0], bright), ONE_UNIT),
+        ((dark, in_units[1]), ONE_UNIT),
+    ):
         kept = place(*scans, disc((60, 60), 30, 30, 15), user_mask, match="contrast").match
-        assert (kept.how, kept.gain, kept.offset, kept.why) == ("none", 1, 0, "the values are in HU")
+        assert (kept.how, kept.gain, kept.offset, kept.why) == ("none", 1, 0, why)

@@ -17,6 +17,7 @@ from pathlib import Path
 from sd21.files import read_json_lines, sha256, write_json, write_text
 
 from ..metrics import METRICS, Comparison, Networks, Reference, measurable, measure
+from ..placement import knows_millimetres
 from ..runs.manifest import Row
 from ..runs.ranks import Ranks
 from ..runs.record import read_kept, told
@@ -24,7 +25,7 @@ from ..scans.images import read_scan
 from .variants import Variant
 
 IDENTITY = ("id", "dataset", "variant", "rows_inversion", "rows_composition")
-PLACED = ("fit", "match")  # the settings that decide which object a method is given
+PLACED = ("fit", "size", "match")  # the settings that decide which object a method is given
 
 
 def composed(folder: Path) -> dict[str, dict]:
@@ -99,7 +100,8 @@ def _measure_sample(
             lacking = [name for name, network in asked_for.items() if name not in kept or kept[name][1] != network]
             failed = {}
             if lacking:
-                comparison = reference(*placed.values()).compare(read_scan(file))
+                given = placed if knows_millimetres(read()) else {**placed, "size": "region"}  # size says nothing then
+                comparison = reference(*given.values()).compare(read_scan(file))
                 measured, failed = _measured(comparison, lacking)
                 kept |= {name: (value, asked_for[name]) for name, value in measured.items()}
                 _keep(path, asked, kept)

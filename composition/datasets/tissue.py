@@ -17,13 +17,16 @@ def tissue_mask(scan: Scan) -> np.ndarray:
 
     The rule takes the pixels of the shrunk scan above half of Otsu's threshold, and of these the largest connected
     piece. It adds all pixels that have some of that piece to their left and right, above and below
-    (ventricles, vessels, shadows between echoes). It computes in integers, so that the mask is the same on every
-    machine.
+    (ventricles, vessels, shadows between echoes). It computes in whole numbers for images, so that the mask is the
+    same on every machine.
     """
     low, high = scan.window
-    pixels = scan.pixels.astype(np.int64)
-    gray = pixels if pixels.ndim == 2 else pixels.sum(axis=2) // 3
-    gray = ((gray - low) * 255 // (high - low)).astype(np.uint8)
+    if scan.pixels.dtype.kind == "u" and isinstance(low, int) and isinstance(high, int) and low < high:
+        pixels = scan.pixels.astype(np.int64)
+        gray = pixels if pixels.ndim == 2 else pixels.sum(axis=2) // 3
+        gray = np.clip((gray - low) * 255 // (high - low), 0, 255).astype(np.uint8)
+    else:  # DICOM and NIfTI of other types
+        gray = np.floor((scan.values().mean(axis=2, dtype=np.float64) + 1) * 127.5).astype(np.uint8)
     height, width = gray.shape
     longer = max(height, width, SIDE)
     small = (max(1, width * SIDE // longer), max(1, height * SIDE // longer))

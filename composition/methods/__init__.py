@@ -17,7 +17,7 @@ from solvers import Grid, NoiseSchedule, Solver
 
 from ..inversions import Trajectory
 from ..model import Model
-from ..placement import Sample
+from ..placement import Sample, check_masks, in_common_terms
 from ..scans.images import Scan
 from ..settings import Settings
 from . import blended, copy_paste, ours, published, sdedit, tficon
@@ -53,6 +53,7 @@ def compose(
     on_state: OnState | None = None,
     keep_trajectories: bool = False,
     progress: Callable | None = None,
+    around: np.ndarray | None = None,
 ) -> Composition:
     """Put one tumour into one scan.
 
@@ -69,6 +70,8 @@ def compose(
         (1, C, h, w) and in tf-icon (3, C, h, w); D[0] is None. A method without a run (copy-paste) never calls it.
     keep_trajectories: leave the inverted trajectories in the result.
     progress: progress(iterable, what it counts) wraps the solvers' loops, e.g. tqdm.
+    around: bool (H, W) on the background, a region that the network's window must contain too, so that all slices of a
+        volume share one window. An object may then be smaller than a latent cell.
     Before the network runs, raises TypeError for arguments of another type and for a method that does not exist, and
     ValueError (PlacementError for masks and for what cannot be placed) for values that do not fit; later
     solvers.InversionError for a scan that missed the tolerance, where settings.on_failure is "raise".
@@ -83,6 +86,10 @@ def compose(
     if not isinstance(inversions, MutableMapping | None):
         raise TypeError(f"inversions is {inversions!r}; expected a mapping, such as {{}} or an InversionStore, or None")
     sample = Sample(background, obj, object_mask, user_mask, prompt)
+    check_masks(*tuple(sample)[:4])
+    if around is not None:
+        check_masks(background, obj, object_mask, around)
+    sample = in_common_terms(sample)
     schedule = NoiseSchedule.from_alphas_cumprod(model.alphas_cumprod)
     frame = Frame(
         model,
@@ -94,6 +101,7 @@ def compose(
         on_state=on_state,
         keep_trajectories=keep_trajectories,
         progress=progress,
+        around=around,
     )
     composition = run(frame)
     if not isinstance(composition, Composition):

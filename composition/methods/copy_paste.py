@@ -14,6 +14,6 @@ from .result import Composition
 def copy_paste(frame: Frame) -> Composition:
     """The naive baseline of the paper's section 5.2: outside the placed mask the background's pixels, to the bit."""
     with frame.stage("composition"):
-        placed = placed_object(frame.sample, frame.placement)
+        placed = placed_object(frame.seen, frame.placement)
         image = preserve_pixels(frame.seen.background, placed, frame.placement.object_mask, feather=0)
     return frame.composition(image)

@@ -22,12 +22,12 @@ from solvers import sample as sampling_run
 from .. import prompts
 from ..blending import DETAIL_SIGMA, give_back, preserve_pixels
 from ..calls import Call, model_prediction, named
-from ..canvas import canvas_image, decoded, encoded, from_canvas, soft_latent_mask, to_latent_mask
+from ..canvas import canvas_image, decoded, encoded, from_canvas, latent_shares, soft_latent_mask, to_latent_mask
 from ..focus import Window, choose_window
 from ..inversions import Trajectory, inversion_key, invert_latents
 from ..metrics.label_truth import measure_label
 from ..model import Model
-from ..placement import Placement, Sample, check_masks, fit_object, place, placed_object
+from ..placement import Placement, Sample, check_masks, fit_object, place, placed_object, true_scale
 from ..scans.errors import PlacementError
 from ..settings import Settings
 from .result import Composition
@@ -43,7 +43,9 @@ class Frame:
     grid: the time grid. solver: the function that makes the solver's table on a grid. inversions: a mapping that
     outlives the frame, or None. It is not used while an attention hook is set, which may change what the network does
     and has to see every call. on_state: called with every (i, x, D) of the composition. keep_trajectories: whether
-    the result holds them.
+    the result holds them. around: bool (H, W), a region that the window must contain too, so
+    that all slices of a volume share one, or None. With it an object may be smaller than a latent cell, as at the ends
+    of a volume's tumour; it has the cells then that it covers most.
 
     Made from these: table, the solver's on the whole grid; token, the exceptional prompt's; window, the part of the
     background that the network sees, and seen, the sample whose background is that part; placement, in the window's
@@ -65,6 +67,7 @@ class Frame:
     on_state: OnState | None = None
     keep_trajectories: bool = False
     progress: Callable | None = None
+    around: np.ndarray | None = None
 
     table: StepTable = field(init=False)
     token: int = field(init=False)
@@ -104,6 +107,9 @@ class Frame:
             for mask in (self.placement.object_mask, self.placement.user_mask)
         )
         self.m_held = soft_latent_mask(self.placement.object_mask, cells)[None].to(model.device)
+        if not self.m_obj.any() and self.around is not None:  # the last slices of a volume's tumour
+            shares = latent_shares(self.placement.object_mask, cells)
+            self.m_obj[0, 0] = (shares == shares.max()).to(self.m_obj)
         if not self.m_obj.any():
             raise PlacementError(
                 f"the object covers {self.placement.object_mask.sum()} pixels of {sample.background.name}, less than "
@@ -115,9 +121,10 @@ class Frame:
         """Fit the object, choose the window around it, and place it there."""
         model, sample, settings = self.model, self.sample, self.settings
         check_masks(sample.background, sample.obj, sample.object_mask, sample.user_mask)
-        fit = fit_object(sample.object_mask, sample.user_mask, settings.fit)
+        true = true_scale(sample.background, sample.obj) if settings.size == "auto" else None
+        fit = fit_object(sample.object_mask, sample.user_mask, settings.fit, true)
         self.window = choose_window(
-            fit.mask,
+            fit.mask if self.around is None else fit.mask | self.around,
             model.image_size,
             model.vae.config.factor,
             focus=settings.focus,
@@ -297,9 +304,10 @@ class Frame:
         sample, placement = self.sample, self.placement
         mask = np.zeros(sample.background.size, dtype=bool)
         mask[self.window.part] = placement.object_mask
+        target = mask if self.around is None else mask | self.around
         image, placed = (
-            self.window.put_back(sample.background, pixels, mask)
-            for pixels in (image, placed_object(sample, placement))
+            self.window.put_back(sample.background, pixels, target)
+            for pixels in (image, placed_object(self.seen, placement))
         )
         cells = self.m_obj[0, 0].cpu().numpy()
         return Composition(
@@ -309,6 +317,7 @@ class Frame:
             mask=mask,
             placed=placed,
             scale=placement.scale,
+            true_size=placement.true_size,
             label=measure_label(sample, image, placed, mask, self.window.part, cells, placement.clipped),
             match=placement.match,
             window=self.window,

@@ -21,10 +21,11 @@ from ..placement import Sample
 class Composition:
     """One result. All arrays are in the background's own coordinates and size (H, W).
 
-    sample: what it was made of. image: (H, W) or (H, W, 3), uint8 or uint16, as the background's file.
+    sample: what it was made of. image: (H, W) or (H, W, 3), stored values of the background's own kind.
     decoded: whether all pixels came through the autoencoder, so that nothing in them is of a scan itself.
     mask: bool (H, W), where the tumour is. placed: as image, the placed object with its tissue, before composition.
-    scale: pixels of the background for a pixel of the object's scan.
+    scale: pixels of the background for a pixel of the object's scan. true_size: whether the object is as large as it
+        was, in millimetres.
     label: measures of whether the mask is true of the image.
     match: how the object's grey values were matched. window: the part of the background that the network saw.
     canvas: (height, width) in pixels of what it saw. solver: the name of the step table.
@@ -41,6 +42,7 @@ class Composition:
     mask: np.ndarray
     placed: np.ndarray
     scale: float
+    true_size: bool
     label: LabelTruth
     match: Match
     window: Window

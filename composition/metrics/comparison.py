@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from ..placement import Sample, bounding_box, place, placed_object
+from ..placement import Sample, bounding_box, in_common_terms, place, placed_object
 from ..scans.images import Scan, values_of
 from .label_truth import VALUES, contrast_of, greys_in
 from .networks import Networks
@@ -39,7 +39,7 @@ class Reference:
     user_mask: torch.Tensor
     prompt: str | None
     networks: Networks = field(default_factory=Networks)
-    window: tuple[int, int] = (0, 255)
+    window: tuple[float, float] = (0, 255)
     contrast_own: float | None = None
 
     def __post_init__(self):
@@ -54,9 +54,12 @@ class Reference:
             raise ValueError("the user mask is empty: there is no edited region to measure")
 
     @classmethod
-    def of(cls, sample: Sample, networks: Networks, *, fit: str = "box", match: str = "none") -> Reference:
-        """The reference of a sample's composites whose Settings had this fit and match: its object, placed so."""
-        placement = place(sample.background, sample.obj, sample.object_mask, sample.user_mask, fit=fit, match=match)
+    def of(
+        cls, sample: Sample, networks: Networks, *, fit: str = "box", size: str = "region", match: str = "none"
+    ) -> Reference:
+        """The reference of a sample's composites whose Settings had this fit, size and match: its object, placed so."""
+        sample = in_common_terms(sample)
+        placement = place(*tuple(sample)[:4], fit=fit, size=size, match=match)
         window = sample.background.window
         background, placed = (
             _image(pixels, window) for pixels in (sample.background.pixels, placed_object(sample, placement))
@@ -151,5 +154,5 @@ def _pixels(image: torch.Tensor) -> np.ndarray:
     return image[0].permute(1, 2, 0).numpy()
 
 
-def _image(pixels: np.ndarray, window: tuple[int, int]) -> torch.Tensor:
+def _image(pixels: np.ndarray, window: tuple[float, float]) -> torch.Tensor:
     return torch.from_numpy(values_of(pixels, window)).permute(2, 0, 1)[None]

@@ -131,8 +131,9 @@ def cells_iou(cells: np.ndarray, mask: np.ndarray) -> float:
 
 
 def greys_in(pixels: np.ndarray, mask: np.ndarray, window: tuple[float, float]) -> np.ndarray:
-    """The greys (n,) of the pixels inside a mask, float64. window: the values that are black and white."""
+    """The greys (n,) of the pixels inside a mask, float64, in [0, 255]. window: the values that are black and white."""
     inside = pixels[mask].astype(np.float64)
     if inside.ndim == 2:
         inside = inside.sum(axis=1) / inside.shape[1]  # exact for three equal channels
-    return (inside - window[0]) * (255 / (window[1] - window[0]))
+    greys = (inside - window[0]) * (255 / (window[1] - window[0]))
+    return np.nan_to_num(np.clip(greys, 0, 255, out=greys), copy=False)

@@ -1,8 +1,10 @@
 """This module makes many compositions and writes them as a data set. A killed run resumes, and processes share rows.
 
     OUT/metadata.jsonl      one record per line, in the manifest's order; written last
-    OUT/images/ID.png       the composites            (metadata column file_name)
+    OUT/images/ID.png       the composites            (metadata column file_name); of DICOM and NIfTI previews in 8 bits
     OUT/masks/ID.png        their tumour masks        (mask_file_name)
+    OUT/stored/ID.dcm, ID.nii.gz   composites in the values of a DICOM or NIfTI background
+    OUT/labels/ID.nii.gz    the masks of the latter, in the same place
     OUT/records/ID.json     the same records, one each; a row is done when its record and the files it names are whole
     OUT/errors.jsonl        the rows that failed or were refused, if any were
     OUT/.composition-lock   the lock of the run that is at work, and one for each rank; one that a killed run left
@@ -38,16 +40,19 @@ from ..metrics.label_truth import LabelTruth
 from ..model import Model
 from ..scans.errors import RowError
 from ..scans.images import write_image
+from ..scans.writing import suffix_like, write_label_like, write_like
 from ..settings import Settings
 from . import record
 from .limits import Limits
 from .manifest import BadRow, Row, read_manifest
 from .ranks import Ranks
 from .request import check_apart
+from .single import write_composite
 from .store import InversionStore
 from .summary import Summary, can_be_summed_up, figures_of
 
 TABLES = ("metadata.jsonl", "errors.jsonl")
+KINDS = ("stored/{}.dcm", "stored/{}.nii.gz", "labels/{}.nii.gz")  # of a row's files that an image lacks
 
 
 def run_batch(
@@ -96,11 +101,11 @@ def _check_nothing_is_lost(manifest: Path, rows: list[Row], bad: dict[int, BadRo
     to write the record.
     """
     ids = [row.id for row in rows] + [row.id for row in bad.values() if row.id is not None]
-    outputs = [*(out / name for name in TABLES), *(path for one in ids for path in _files_of(out, one))]
+    outputs = [*(out / name for name in TABLES), *(path for one in ids for path in _all_of(out, one))]
     inputs = [path for row in rows for path in row.request.files.values()]
     check_apart([manifest, *inputs, *(path for row in bad.values() for path in row.files)], outputs)
     if not left_locked(out):
-        ours = {path for one in ids if _files_of(out, one)[2].exists() for path in _files_of(out, one)}
+        ours = {path for one in ids if _files_of(out, one)[2].exists() for path in _all_of(out, one)}
         # A run of which all rows failed leaves an empty table, and no record.
         all_failed = (out / TABLES[0]).is_file() and (out / TABLES[0]).stat().st_size == 0
         if all_failed or any((out / "records").glob("*.json")):
@@ -139,6 +144,7 @@ def _attempt(
             "id": row.id,
             "file_name": f"images/{row.id}.png",
             "mask_file_name": f"masks/{row.id}.png",
+            "stored": [path.relative_to(out).as_posix() for path in _stored_of(out, row)],
             **row.request.describe(),
             "method": method,
             **record.provenance(model, row.settings),
@@ -146,7 +152,7 @@ def _attempt(
         label = _kept_label(out, asked)
         composition = None
         if label is None:
-            sample = row.request.read(row.settings.fit)
+            sample = row.request.read(row.settings.fit, row.settings.size)
             (out / TABLES[0]).unlink(missing_ok=True)  # it is of other pictures from now on, and is written at the end
             _remove(out, row.id)  # what an earlier run made of other inputs
             composition = compose(model, *sample, row.settings, method=method, inversions=inversions)
@@ -158,19 +164,24 @@ def _attempt(
                 store.add(name, 1)
             return f"refused: {'; '.join(limits.faults(label))}"
         if composition is not None:
-            _write(out, asked, composition, model)
+            _write(out, row, asked, composition, model)
     except Exception as error:  # whatever is wrong with one row, the others go on
         return f"{record.told(error)}{_removed_told(out, row.id)}"
     store.add("kept" if composition is None else "written", 1)
     return ""
 
 
-def _write(out: Path, asked: dict, composition: Composition, model: Model) -> None:
+def _write(out: Path, row: Row, asked: dict, composition: Composition, model: Model) -> None:
     """Write a row's files, its record last."""
-    image, mask, entry = _files_of(out, asked["id"])
-    write_image(image, composition.image)
+    image, mask, entry = _files_of(out, row.id)
+    source, background, stored = row.request.files["background"], composition.sample.background, _stored_of(out, row)
+    write_composite(image, background, composition.image, preview=bool(stored))
     write_image(mask, composition.mask)
-    written = {"sha256": {"image": sha256(image), "mask": sha256(mask)}}
+    if stored:
+        write_like(source, background, composition.image, stored[0], json.dumps(asked, sort_keys=True))
+    for label in stored[1:]:
+        write_label_like(source, background, composition.mask, label)
+    written = {"sha256": _digests(out, row.id, asked["stored"])}
     write_json(entry, {**asked, **written, **record.results(composition), **record.environment(model)})
 
 
@@ -186,6 +197,23 @@ def _files_of(out: Path, row: str) -> tuple[Path, Path, Path]:
     return out / "images" / f"{row}.png", out / "masks" / f"{row}.png", out / "records" / f"{row}.json"
 
 
+def _stored_of(out: Path, row: Row) -> list[Path]:
+    """The files in the values of the row's background, where that is DICOM or NIfTI: the composite, and the label."""
+    suffix = suffix_like(row.request.files["background"])
+    return [out / kind.format(row.id) for kind in KINDS if suffix and kind.endswith(suffix)]
+
+
+def _all_of(out: Path, row: str) -> list[Path]:
+    """All files that a row with this id may have, whatever its background is: its record first."""
+    return [*reversed(_files_of(out, row)), *(out / kind.format(row) for kind in KINDS)]
+
+
+def _digests(out: Path, row: str, stored: list[str]) -> dict[str, str]:
+    """The SHA-256 of a row's files but its record; raises OSError where one is not there."""
+    image, mask, _ = _files_of(out, row)
+    return {"image": sha256(image), "mask": sha256(mask), **{name: sha256(out / name) for name in stored}}
+
+
 def _kept_label(out: Path, asked: dict) -> LabelTruth | None:
     """The measures of the label if an earlier run made this very row: same inputs, settings and model, and the files
     are those that it wrote. Else None, as for the records of earlier versions, which do not tell the files."""
@@ -193,11 +221,11 @@ def _kept_label(out: Path, asked: dict) -> LabelTruth | None:
     found = record.read_kept(entry, asked)
     if found is None:
         return None
-    if not (image.is_file() and mask.is_file()):
-        warnings.warn(f"the row {asked['id']} lacks its image or its mask; it is made again", stacklevel=2)
+    if not all(path.is_file() for path in (image, mask, *(out / name for name in asked["stored"]))):
+        warnings.warn(f"the row {asked['id']} lacks one of its files; it is made again", stacklevel=2)
         return None
     label = record.label_of(found) if can_be_summed_up(found) else None
-    if found.get("sha256") == {"image": sha256(image), "mask": sha256(mask)} and label is not None:
+    if found.get("sha256") == _digests(out, asked["id"], asked["stored"]) and label is not None:
         return label
     warnings.warn(f"the files of the row {asked['id']} are not those that it wrote; it is made again", stacklevel=2)
     return None
@@ -207,7 +235,7 @@ def _remove(out: Path, row: str) -> None:
     """Remove a row's files: its record first, so that a kill leaves no record of what is gone. Raises OSError, when it
     has tried them all."""
     failed = None
-    for path in reversed(_files_of(out, row)):
+    for path in _all_of(out, row):
         try:
             path.unlink(missing_ok=True)
         except OSError as error:

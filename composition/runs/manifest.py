@@ -2,14 +2,17 @@
 
     {"background": "b.png", "object": "o.png", "object_mask": "m.png", "user_box": [40, 60, 50, 50], "prompt": "..."}
 
-`user_mask`, a file, may stand in place of `user_box`. Optional are `id`, which names the outputs (default: the line
-number), and `settings`, fields of Settings for this row alone. Files are relative to the manifest.
+`user_mask`, a file, may stand in place of `user_box`. Optional, and null where they are not meant, are `window`, the
+centre and width of the grey window of both scans, in their own values; `label`, the value of the tumour in a mask of
+several labels; `id`, which names the outputs (default: the line number); and `settings`, fields of Settings for this
+row alone. Files are relative to the manifest, which is UTF-8; its lines end at newlines alone.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -22,7 +25,7 @@ from ..settings import Settings
 from .request import FILES, Request
 
 REQUIRED = ("background", "object", "object_mask", "prompt")
-OPTIONAL = ("user_mask", "user_box", "id", "settings")
+OPTIONAL = ("user_mask", "user_box", "window", "label", "id", "settings")
 LONGEST_LINE = 1 << 20  # bytes; a row has some hundreds
 LONGEST_ID = 128  # with a suffix it still is a file name everywhere
 
@@ -126,7 +129,7 @@ def _row_of(entry: dict, identity: str, line: int, folder: Path, settings: Setti
     if missing or unknown:
         raise RowError(
             f"missing or not a text: {', '.join(missing) or 'none'}; unknown: {', '.join(unknown) or 'none'}; "
-            f"a row has {', '.join(REQUIRED)}, one of user_mask and user_box, and may have id and settings"
+            f"a row has {', '.join(REQUIRED)}, one of user_mask and user_box, and may have {', '.join(OPTIONAL[2:])}"
         )
     if not isinstance(entry.get("user_mask", ""), str):
         raise RowError(f"user_mask is the name of a file, got {shown(entry['user_mask'])}")
@@ -138,7 +141,16 @@ def _row_of(entry: dict, identity: str, line: int, folder: Path, settings: Setti
         raise RowError(f"unknown settings: {shown(', '.join(strange))}; expected some of {', '.join(known)}")
     files = {name: folder / entry[name] for name in FILES if name in entry}
     box = parse_box(entry["user_box"]) if "user_box" in entry else None
-    request = Request(files, box, entry["prompt"])
+    window, label = entry.get("window"), entry.get("label")
+    if window is not None and not (
+        isinstance(window, list)
+        and len(window) == 2
+        and all(type(number) in (int, float) and abs(number) <= sys.float_info.max for number in window)
+    ):
+        raise RowError(f"window is two finite numbers, centre and width, got {shown(window)}")
+    if label is not None and type(label) is not int:
+        raise RowError(f"label is a whole number, got {shown(label)}")
+    request = Request(files, box, entry["prompt"], window and tuple(window), label)
     request.check_files()
     return Row(line, identity, request, replace(settings, **changes))
 

@@ -49,6 +49,9 @@ def results(composition: Composition) -> dict:
         "decoded": composition.decoded,
         "size": list(composition.mask.shape),
         "scale": composition.scale,
+        "true_size": composition.true_size,
+        "scan": asdict(composition.sample.background.meaning)
+        | {"levels": list(composition.sample.background.window), "dtype": str(composition.image.dtype)},
         "solver": composition.solver,
         "exceptional_token": composition.exceptional_token,
         "label": asdict(composition.label),

@@ -13,9 +13,10 @@ from pathlib import Path
 from sd21.files import irregular, sha256
 from sd21.folders import FolderError
 
-from ..placement import Sample, check_masks, fit_object
+from ..placement import Sample, check_masks, fit_object, in_common_terms, true_scale
 from ..scans.errors import ScanError
 from ..scans.images import box_mask, read_mask, read_scan, split_slice
+from ..scans.places import check_same_place
 
 FILES = ("background", "object", "object_mask", "user_mask")
 
@@ -27,6 +28,8 @@ class Request:
     files: dict[str, Path]
     user_box: tuple[int, int, int, int] | None  # x, y, width, height in the background's pixels
     prompt: str
+    window: tuple[float, float] | None = None  # centre and width, of both scans, in their own values
+    label: int | None = None  # the value of the tumour in the object's mask
 
     def check_files(self) -> None:
         """What can be checked without opening an image. Raises ScanError."""
@@ -38,28 +41,42 @@ class Request:
             raise ScanError("the target region is given either as a user mask or as a user box, and not as both")
         for name, path in self.files.items():
             if what := irregular(split_slice(path)[0]):
-                raise ScanError(f"{name}: {what}: {path}")
+                folder = "; name one file of it, or use the command volume" if os.path.isdir(path) else ""
+                raise ScanError(f"{name}: {what}: {path}{folder}")
 
-    def read(self, fit: str = "inside") -> Sample:
-        """Read and check everything that can be checked without a model, the placement too. fit: as settings.fit.
+    def read(self, fit: str = "inside", size: str = "region") -> Sample:
+        """Read and check everything that can be checked without a model, the placement too. fit, size: as Settings has
+        them.
 
         Raises ScanError (a file), PlacementError (files that do not fit each other) or ImportError (a missing extra).
         """
         self.check_files()
-        background, obj = read_scan(self.files["background"]), read_scan(self.files["object"])
-        object_mask = read_mask(self.files["object_mask"])
+        background, obj = (read_scan(self.files[name], self.window) for name in ("background", "object"))
+        object_mask = read_mask(self.files["object_mask"], self.label)
         box = self.user_box
         user_mask = read_mask(self.files["user_mask"]) if box is None else box_mask(box, background.size)
         check_masks(background, obj, object_mask, user_mask)
-        fit_object(object_mask, user_mask, fit)  # for its errors
-        return Sample(background, obj, object_mask, user_mask, self.prompt)
+        for mask, scan in (("object_mask", "object"), ("user_mask", "background")):
+            if mask in self.files:
+                check_same_place(mask, self.files[mask], self.files[scan])
+        sample = Sample(background, obj, object_mask, user_mask, self.prompt)
+        common = in_common_terms(sample)
+        true = true_scale(common.background, common.obj) if size == "auto" else None
+        fit_object(common.object_mask, user_mask, fit, true)  # for its errors
+        return sample
 
     def describe(self) -> dict:
-        """The inputs as a record holds them: names and hashes of the files, the box, the prompt."""
+        """The inputs as a record holds them: names and hashes of the files, and all else that was asked for."""
         files = {name: None for name in FILES}
         for name, path in self.files.items():
             files[name] = {"file": path.name, "sha256": sha256(split_slice(path)[0])}
-        return {"prompt": self.prompt, "user_box": self.user_box and list(self.user_box), "inputs": files}
+        return {
+            "prompt": self.prompt,
+            "user_box": self.user_box and list(self.user_box),
+            "grey_window": self.window and list(self.window),
+            "label_value": self.label,
+            "inputs": files,
+        }
 
 
 def check_apart(inputs: Iterable[Path], outputs: Iterable[Path]) -> None:

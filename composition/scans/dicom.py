@@ -8,20 +8,24 @@ units, and C.11.2, the values of interest (VOI), to black and white.
 from __future__ import annotations
 
 import math
+import warnings
 import zlib
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .errors import ScanError, damage_named, extra_needed
-from .slices import Slice, check_regular, check_size, slice_number
+from .slices import Meaning, Slice, check_regular, check_size, slice_number
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
 SUFFIXES = (".dcm", ".dicom")
 PREAMBLE, MAGIC = 128, b"DICM"  # a DICOM file starts with so many bytes of any kind, and then with these
+BEGINNING = 1024  # bytes of a file, of which its meta information takes a few hundred
 GROUP_LENGTH = 12  # bytes of the element after these, which says how long the rest of the file's meta information is
 # What a deflated file may unpack to. pydicom unpacks it whole, and a small file can hold terabytes of zeros.
 MOST_UNPACKED = 2**28
@@ -42,22 +46,22 @@ def is_dicom(path: Path) -> bool:
         return False
 
 
-def read_dicom(path: Path, index: int | None, name: str, *, labels: bool = False) -> Slice:
-    """One frame. Grey (H, W) is float64 with bright meaning bright, its levels the ends of the window that the file
-    states; colour, by palette too, is (H, W, 3) uint8.
+def read_dicom(path: Path, index: int | None, name: str, *, labels: bool = False, windowed: bool = True) -> Slice:
+    """One frame. Grey (H, W) is as stored, its levels the ends of the window that the file states; through a table or a
+    sigmoid it is float64. Colour, by palette too, is (H, W, 3) uint8.
 
     index: the frame's number, or None for the only one. name: the file's name in messages. labels: for a mask, whose
     values are numbers of classes: they are taken as stored, because neither a physical scale nor a window is meant for
-    them. Raises ScanError for a file that cannot be used, and ImportError if pydicom is not installed.
+    them. windowed=False leaves out the window, and what the file has in its place, for a caller who has another.
+    Raises ScanError for a file that cannot be used, and ImportError if pydicom is not installed.
     """
     with extra_needed("pydicom", name):
-        import pydicom
-        from pydicom.pixels import pixel_array
-        from pydicom.pixels.utils import get_nr_frames
+        import pydicom.pixels.utils
     check_regular(path, name)
     with damage_named(name, "DICOM"):
-        compressed = _is_compressed(path)
-        header = pydicom.dcmread(path, stop_before_pixels=not compressed)
+        header, whole = read_header(path, name)
+    _check_decoder(header, name)
+    with damage_named(name, "DICOM"):
         if header.get("Rows") is None or header.get("Columns") is None:
             raise ScanError(f"{name} is a DICOM file without an image; name the file of a scan")
         check_size(header.Rows, header.Columns, name)
@@ -68,25 +72,124 @@ def read_dicom(path: Path, index: int | None, name: str, *, labels: bool = False
                 f"{name} is a colour DICOM, {kind} in {header.BitsStored} bits; expected RGB or YBR in 8 bits: export "
                 "it as PNG"
             )
-        number = slice_number(get_nr_frames(header), index, name)
+        number = slice_number(pydicom.pixels.utils.get_nr_frames(header), index, name)
         # From a path, pydicom reads the bytes of this frame alone.
-        stored = pixel_array(header if compressed else path, index=number)
-        if labels or colour:
-            return Slice(stored)
-        if kind == "PALETTE COLOR":
-            return _palette_colours(stored, header)
-        return _grey(stored, header, number, invert=kind == "MONOCHROME1")
+        stored = pydicom.pixels.pixel_array(header if whole else path, index=number)
+        stored = stored.astype(stored.dtype.newbyteorder("="), copy=False)
+        if labels:
+            return Slice(stored, lossy=is_lossy(header))
+        if colour or kind == "PALETTE COLOR":
+            meaning = Meaning(modality=header.get("Modality") or None, **_place(header, number))
+            return replace(Slice(stored) if colour else _palette_colours(stored, header), meaning=meaning)
+        return _grey(stored, header, number, invert=kind == "MONOCHROME1", windowed=windowed)
 
 
-def _grey(stored: np.ndarray, header: Dataset, number: int, invert: bool) -> Slice:
+def read_header(path: Path, name: str) -> tuple[Dataset, bool]:
+    """A file's attributes, and whether its pixels are among them, as where they are compressed. Raises ScanError for a
+    file that holds no DICOM, and what `read_dicom` names besides.
+
+    Some programs leave out the preamble and what follows it; pydicom guesses the encoding of such a file.
+    """
+    import pydicom
+    from pydicom import uid
+
+    with path.open("rb") as file:
+        start = file.read(BEGINNING)
+    if start[PREAMBLE : PREAMBLE + len(MAGIC)] == MAGIC:
+        whole = _is_compressed(path)
+        return pydicom.dcmread(path, stop_before_pixels=not whole), whole
+    if uid.DeflatedExplicitVRLittleEndian.encode() in start:  # it would be unpacked here without a limit
+        raise ValueError("it is deflated and has no preamble; save it without compression")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom's, of what is no DICOM
+        header = pydicom.dcmread(path, force=True)
+        if any(header.get(keyword) is None for keyword in ("Rows", "Columns", "PixelData")):
+            raise ScanError(
+                f"{name} lacks the preamble of a DICOM file, and read without it, it shows no image; expected a scan: "
+                "export it anew, as DICOM or PNG"
+            )
+    if "TransferSyntaxUID" not in header.file_meta:
+        implicit, little = header.original_encoding
+        explicit = uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
+        header.file_meta.TransferSyntaxUID = uid.ImplicitVRLittleEndian if implicit else explicit
+    return header, True
+
+
+def _check_decoder(header: Dataset, name: str) -> None:
+    """Raises ImportError for a compression that the extra decodes and is not installed, and ScanError for one that
+    nothing here decodes."""
+    from pydicom.pixels import get_decoder
+
+    syntax = header.file_meta.get("TransferSyntaxUID")
+    try:
+        if syntax is None or not syntax.is_encapsulated:
+            return
+        decoder = get_decoder(syntax)
+    except (NotImplementedError, ValueError):  # a film, or a compression that nobody knows
+        decoder = None
+    if decoder is not None and decoder.is_available:
+        return
+    if decoder is not None and any(one.startswith("gdcm") for one in decoder.missing_dependencies):
+        with extra_needed("python-gdcm", name):
+            raise ImportError(f"{syntax.name} takes a decoder")
+    raise ScanError(f"{name} is compressed as {syntax.name}, which nothing here decodes; save it without compression")
+
+
+def is_lossy(header: Dataset) -> bool:
+    """Whether a file's compression is, or once was, of a lossy kind, which rings around edges."""
+    from pydicom.uid import HTJ2K, JPEG2000, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless
+
+    kinds = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless, JPEG2000, HTJ2K)
+    return header.get("LossyImageCompression") == "01" or header.file_meta.get("TransferSyntaxUID") in kinds
+
+
+def _grey(stored: np.ndarray, header: Dataset, number: int, *, invert: bool, windowed: bool) -> Slice:
     little = header.original_encoding[1]
-    values = _modality_values(stored, _module(header, number, "PixelValueTransformationSequence"), little)
-    values, levels = _voi_values(values, _module(header, number, "FrameVOILUTSequence"), little)
-    if invert:
-        np.negative(values, out=values)
-        levels = levels and (-levels[1], -levels[0])
-    # The values of computed tomography are Hounsfield units (PS3.3, C.8.2.1).
-    return Slice(values, levels=levels, unit="HU" if header.get("Modality") == "CT" else None)
+    scale, voi = (_module(header, number, name) for name in ("PixelValueTransformationSequence", "FrameVOILUTSequence"))
+    meaning = _meaning(header, scale, number)
+    values = stored
+    if scale.get("ModalityLUTSequence"):
+        values = _looked_up(stored, scale.ModalityLUTSequence[0], little)[0]
+    backwards = invert != (meaning.slope < 0)
+    seen, levels = _voi(values, meaning, voi, little) if windowed else (values, None)
+    if seen is not values:  # the file's scale is not theirs
+        meaning = replace(meaning, slope=1.0, intercept=0.0, unit=None)
+    return Slice(seen, levels=levels[::-1] if levels and invert else levels, inverted=backwards, meaning=meaning)
+
+
+def _meaning(header: Dataset, scale: Dataset, number: int) -> Meaning:
+    """What a frame's stored values and pixels stand for. A table of the modality has no slope."""
+    slope, intercept = _first_number(scale, "RescaleSlope", 1), _first_number(scale, "RescaleIntercept", 0)
+    if scale.get("ModalityLUTSequence") or slope == 0:
+        slope, intercept = 1, 0
+    modality = header.get("Modality") or None
+    return Meaning(
+        slope,
+        intercept,
+        # The values of computed tomography are Hounsfield units (PS3.3, C.8.2.1).
+        unit="HU" if modality == "CT" else None,
+        modality=modality,
+        **_place(header, number),
+    )
+
+
+def _place(header: Dataset, number: int) -> dict:
+    """Meaning's slice, spacing and measured: of the patient, else of the detector or the film, else the ratio alone."""
+    found = {"slice": number if header.get("NumberOfFrames") else None, "spacing": None, "measured": False}
+    measures = _module(header, number, "PixelMeasuresSequence")
+    for module, keyword, measured in (
+        (measures, "PixelSpacing", True),
+        (header, "ImagerPixelSpacing", True),
+        (header, "NominalScannedPixelSpacing", True),
+        (header, "PixelAspectRatio", False),
+    ):
+        try:
+            down, across = (float(number) for number in module.get(keyword))
+        except (TypeError, ValueError):  # absent, empty, or not two numbers
+            continue
+        if 0 < down < math.inf and 0 < across < math.inf:
+            return found | {"spacing": (down, across), "measured": measured}
+    return found
 
 
 def _module(header: Dataset, number: int, functional_group: str) -> Dataset:
@@ -100,23 +203,16 @@ def _module(header: Dataset, number: int, functional_group: str) -> Dataset:
     return header
 
 
-def _modality_values(stored: np.ndarray, module: Dataset, little: bool) -> np.ndarray:
-    """Stored values on the modality's scale, float64 (PS3.3, C.11.1)."""
-    if module.get("ModalityLUTSequence"):
-        return _looked_up(stored, module.ModalityLUTSequence[0], little)[0]
-    values = stored.astype(np.float64)
-    values *= _first_number(module, "RescaleSlope", 1)
-    values += _first_number(module, "RescaleIntercept", 0)
-    return values
+def _voi(
+    values: np.ndarray, meaning: Meaning, module: Dataset, little: bool
+) -> tuple[np.ndarray, tuple[float, float] | None]:
+    """Stored values and the two of them that stand for black and white, None where the file states none
+    (PS3.3, C.11.2).
 
-
-def _voi_values(values: np.ndarray, module: Dataset, little: bool) -> tuple[np.ndarray, tuple[float, float] | None]:
-    """Values and the two of them that stand for black and white, None where the file states none (PS3.3, C.11.2).
-
-    Where it states several, the first counts, and a table before a window.
+    Where it states several, the first counts, and a table before a window. A table and a sigmoid change the values.
     """
     if module.get("VOILUTSequence"):
-        return _looked_up(values, module.VOILUTSequence[0], little)
+        return _looked_up(_scaled(values, meaning), module.VOILUTSequence[0], little)
     center, width = (_first_number(module, keyword, None) for keyword in ("WindowCenter", "WindowWidth"))
     if center is None or width is None:
         return values, None
@@ -126,7 +222,7 @@ def _voi_values(values: np.ndarray, module: Dataset, little: bool) -> tuple[np.n
         raise ValueError(f"the Window Width is {width:g}; expected {'1 or more' if least == 1 else 'more than 0'}")
     if function == "SIGMOID":
         with np.errstate(over="ignore"):  # far below the window, exp is inf and the value 0
-            return 1 / (1 + np.exp(-4 * (values - center) / width)), (0, 1)
+            return 1 / (1 + np.exp(-4 * (_scaled(values, meaning) - center) / width)), (0, 1)
     if function == "LINEAR":
         low, high = center - 0.5 - (width - 1) / 2, center - 0.5 + (width - 1) / 2
     elif function == "LINEAR_EXACT":
@@ -134,8 +230,12 @@ def _voi_values(values: np.ndarray, module: Dataset, little: bool) -> tuple[np.n
     else:
         raise ValueError(f"the VOI LUT Function is {function}; expected LINEAR, LINEAR_EXACT or SIGMOID")
     if low == high:  # a linear window of width 1 is a threshold
-        return (values > low).astype(np.float64), (0, 1)
-    return values, (low, high)
+        return (_scaled(values, meaning) > low).astype(np.float64), (0, 1)
+    return values, tuple((end - meaning.intercept) / meaning.slope for end in (low, high))
+
+
+def _scaled(values: np.ndarray, meaning: Meaning) -> np.ndarray:
+    return values.astype(np.float64) * meaning.slope + meaning.intercept
 
 
 def _looked_up(values: np.ndarray, item: Dataset, little: bool) -> tuple[np.ndarray, tuple[float, float]]:
@@ -152,6 +252,29 @@ def _looked_up(values: np.ndarray, item: Dataset, little: bool) -> tuple[np.ndar
     table = np.asarray(table, dtype=np.float64)[:entries]
     index = np.clip(values - np.float64(first), 0, len(table) - 1).astype(np.intp)
     return table[index], (0, 2**bits - 1)
+
+
+def attributes_of(header: Dataset, number: int, names: Iterable[str]) -> Dataset:
+    """Those of these attributes that a file has, for one of its frames: an enhanced file holds most of them in its
+    functional groups, which count before the file itself, as for `_module`. One whose value cannot be read counts as
+    absent."""
+    from pydicom import Dataset
+
+    found = Dataset()
+    own = header.get("PerFrameFunctionalGroupsSequence") or []
+    shared = header.get("SharedFunctionalGroupsSequence") or []
+    groups = (*own[number : number + 1], *shared[:1])
+    sequences = (element.value for group in groups for element in group if element.VR == "SQ")
+    modules = [*(item for items in sequences for item in items[:1]), header]
+    for module in reversed(modules):
+        for name in names:
+            try:
+                element = module[name]
+            except (KeyError, ValueError, TypeError, OverflowError):  # absent, or a value that its kind cannot have
+                continue
+            if element.value not in (None, ""):
+                found.add(element)
+    return found
 
 
 def _palette_colours(stored: np.ndarray, header: Dataset) -> Slice:

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from .errors import ScanError, damage_named
+from .errors import BlankError, ScanError, damage_named
 from .slices import Slice, check_regular, check_size, slice_number
 
 LOSSY_FORMATS = ("JPEG", "MPO", "AVIF")
+FEW = 8  # values that a file of labels has at most, if nobody knows whether its compression is lossy
 # TIFF's tag of the compression, and those that ring: JPEG, old and new, JPEG 2000 and WebP in several numbers.
 COMPRESSION, LOSSY_COMPRESSIONS = 259, (6, 7, 33003, 33004, 33005, 34712, 34892, 50001)
 # Pillow walks along the frames of a TIFF to count them, and takes ever longer for each. A stack of so many takes
@@ -27,7 +28,7 @@ WHITE_IS_ZERO, UNSIGNED = 0, 1
 
 def read_raster(source: Path | Image.Image, index: int | None, name: str, *, labels: bool = False) -> Slice:
     """An image, its orientation tag applied and its palette looked up. Gray of up to 8 bits is (H, W) uint8, gray of
-    more is uint16 where its values fit, else float64; colour is (H, W, 3) uint8.
+    more is uint16, scaled from its own range where its values do not fit; colour is (H, W, 3) uint8.
 
     index: the frame's number, or None for the only one. name: the file's name in messages. labels: for a mask, whose
     palette must have black for its background. Raises ScanError for a file that cannot be used.
@@ -42,14 +43,16 @@ def read_raster(source: Path | Image.Image, index: int | None, name: str, *, lab
             if labels:
                 return Slice(values, lossy=lossy)
             fits = values.dtype.kind in "iu" and values.min() >= 0 and values.max() <= 65535
-            return Slice(values.astype(np.uint16 if fits else np.float64))
+            return Slice(values.astype(np.uint16) if fits else _to_uint16(values, name))
         if labels and image.mode in ("P", "PA"):
             _check_palette(image, name)
         gray = image.mode in ("1", "L", "LA")
+        levels = (0, 255) if gray else None  # what 8 bits show, however little of it the scan takes
         if image.has_transparency_data:
             channels = np.asarray(image.convert("RGBA"))
-            return Slice(channels[..., 0] if gray else channels[..., :3], alpha=channels[..., 3], lossy=lossy)
-        return Slice(np.asarray(image.convert("L" if gray else "RGB")), lossy=lossy)
+            shown = channels[..., 0] if gray else channels[..., :3]
+            return Slice(shown, alpha=channels[..., 3], levels=levels, lossy=lossy)
+        return Slice(np.asarray(image.convert("L" if gray else "RGB")), levels=levels, lossy=lossy)
 
 
 @contextmanager
@@ -87,20 +90,40 @@ def _frames(image: Image.Image, name: str) -> int:
     raise ScanError(f"{name} holds more than {MOST_FRAMES} frames; split it")
 
 
+def _to_uint16(values: np.ndarray, name: str) -> np.ndarray:
+    """Scale gray values to the whole range of 16 bits, from their own ends. What is not finite counts as the least."""
+    values = values.astype(np.float64)
+    finite = np.isfinite(values)
+    if not finite.any():
+        raise BlankError(f"{name} is blank: it holds no finite number")
+    low, high = values.min(where=finite, initial=np.inf), values.max(where=finite, initial=-np.inf)
+    values[~finite] = low
+    values -= low  # in place, because a slice of MOST_PIXELS takes half a gigabyte
+    values /= max(high - low, np.finfo(float).tiny)
+    return np.rint(np.multiply(values, 65535, out=values), out=values).astype(np.uint16)
+
+
 def _is_lossy(image: Image.Image, source: Path | Image.Image) -> bool:
     """Whether an image's compression may have changed its values, by what the file holds and not by its suffix."""
     if image.format == "TIFF":
         return image.tag_v2.get(COMPRESSION) in LOSSY_COMPRESSIONS
-    if image.format not in ("WEBP", "JPEG2000"):
+    if image.format == "JPEG2000":
+        return _is_irreversible(source) or len(np.unique(np.asarray(image))) > FEW
+    if image.format != "WEBP":
         return image.format in LOSSY_FORMATS
     if not isinstance(source, Path):  # its file may be gone
         return True
+    return b"VP8L" not in _chunks(source.read_bytes())
+
+
+def _is_irreversible(source: Path | Image.Image) -> bool:
+    """Whether a JPEG 2000 file says that its wavelet loses something. One that says it does not may have lost code
+    blocks all the same, of which the header tells nothing."""
+    if not isinstance(source, Path):
+        return True
     content = source.read_bytes()
-    if image.format == "WEBP":
-        return b"VP8L" not in _chunks(content)
-    # The coding style: its last byte is 1 for the reversible wavelet (ITU-T T.800, table A.20).
-    start = content.find(b"\xff\x52")
-    return content[start + 13 : start + 14] != b"\1"
+    start = content.find(b"\xff\x52", content.find(b"\xff\x4f"))  # the coding style, in the codestream
+    return content[start + 13 : start + 14] != b"\1"  # 1 is the reversible wavelet (ITU-T T.800, table A.20)
 
 
 def _chunks(content: bytes) -> Iterator[bytes]:

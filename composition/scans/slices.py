@@ -24,21 +24,69 @@ from .errors import ScanError
 MOST_PIXELS = 2**26
 
 
+# Where nothing states the window, this share of the values lies beyond each of its ends: hot pixels and metal must not
+# turn all tissue black.
+TAIL = 2.5e-4
+LEAST_TAILED = 2000  # of so many values, one at least lies beyond
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What the pixels and stored values of a scan stand for.
+
+    slope, intercept: value = slope * stored + intercept. unit: of the value where it has a physical scale, as "HU";
+    None where grey means nothing by itself. modality: as DICOM has it, "CT", "MR", "US".
+    spacing: (down, across), the distance from a pixel to the next; in millimetres if `measured`, else only the ratio of
+    the two counts. None where the file says neither. slice: the number of the slice in its file, None for the only one.
+    """
+
+    slope: float = 1.0
+    intercept: float = 0.0
+    unit: str | None = None
+    modality: str | None = None
+    spacing: tuple[float, float] | None = None
+    measured: bool = False
+    slice: int | None = None
+
+    def value_of(self, stored):
+        """Stored values, a number or an array, on the file's scale."""
+        return stored * self.slope + self.intercept
+
+    def stored_of(self, value):
+        """What is stored for values of the file's scale."""
+        return (value - self.intercept) / self.slope
+
+
 @dataclass(frozen=True, eq=False)  # arrays have no plain equality
 class Slice:
     """What a reader took from a file.
 
-    values: (H, W), or (H, W, 3) uint8 in RGB. In a scan, uint8 and uint16 are kept as they are, and float64 is scaled
-    to 16 bits. In a mask, any numbers. alpha: (H, W) uint8 where the file has transparency, 255 opaque. levels: the two
-    values that stand for black and white, None for the values' own ends. unit: of the values where they have a
-    physical scale. lossy: whether the file's compression rings around edges.
+    values: (H, W) as they are stored, of any type of number, or (H, W, 3) uint8 in RGB. alpha: (H, W) uint8 where the
+    file has transparency, 255 opaque. levels: the two stored values that stand for black and white, of which black may
+    be the greater; None where the file states no window: then `robust_ends` gives them, exchanged if `inverted`.
+    meaning: what the values stand for. lossy: whether the file's compression rings around edges.
     """
 
     values: np.ndarray
     alpha: np.ndarray | None = None
     levels: tuple[float, float] | None = None
-    unit: str | None = None
+    inverted: bool = False
+    meaning: Meaning = Meaning()
     lossy: bool = False
+
+
+def robust_ends(values: np.ndarray) -> tuple[float, float]:
+    """Two of the values, of any shape, beyond which a share of TAIL lies on each side, or the least and greatest where
+    these two are one. What is not finite does not count. Raises ValueError where nothing is finite."""
+    finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values.reshape(-1)
+    if finite.size == 0:
+        raise ValueError("it holds no finite number")
+    beyond = max(int(TAIL * finite.size), int(finite.size >= LEAST_TAILED))
+    ordered = np.partition(finite, (beyond, finite.size - 1 - beyond)) if beyond else finite
+    low, high = (ordered[beyond], ordered[-1 - beyond]) if beyond else (finite.min(), finite.max())
+    if low == high:
+        low, high = finite.min(), finite.max()
+    return low.item(), high.item()
 
 
 def split_slice(source: str | Path) -> tuple[Path, int | None]:

@@ -7,8 +7,9 @@ the network sees of a placed object is the matter of `canvas`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
@@ -16,7 +17,7 @@ from PIL import Image
 from . import matching
 from .matching import Match
 from .scans.errors import PlacementError
-from .scans.images import Scan, check_scan, described, whole_numbers
+from .scans.images import Scan, check_scan, described, stored_as
 from .scans.slices import Meaning
 
 # An object that has to fit inside an irregular mask may lose this share of itself there: a mask drawn by hand has a
@@ -27,6 +28,7 @@ SCALE_STEP, SMALLEST_SCALE, HALVINGS = 0.95, 0.1, 6
 MOST_STRETCHED = 20  # times that pixels may be longer than wide; more is a slip in a file, and would fill the memory
 ONE_UNIT = "one of the two scans has physical units, and the other has not: nobody knows how their greys compare"
 SAME_ASPECT = 1e-3  # of the logarithm; files round their spacings
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no plain equality
@@ -130,7 +132,7 @@ def place(
     """
     check_masks(background, obj, object_mask, user_mask)
     if isinstance(fit, str):
-        fit = fit_object(object_mask, user_mask, fit, true_scale(background, obj) if size == "auto" else None)
+        fit = fit_object(object_mask, user_mask, fit, true_scale(background, obj, size))
     image, values = background.values(), obj.values()
     if why := unmatched(background.meaning, obj.meaning):
         matched = Match("none", why=why if match != "none" else None)
@@ -161,7 +163,8 @@ def fit_object(object_mask: np.ndarray, user_mask: np.ndarray, how: str = "box",
         scale, shift = _box_fit(object_mask, user_mask, true)
         moved = _moved_mask(user_mask.shape, object_mask, scale, shift)
     if how == "inside" and (moved & ~user_mask).sum() > SHARE_OUTSIDE * moved.sum():
-        scale, shift = _inside_fit(object_mask, user_mask, scale) or (scale, shift)
+        inside = largest_smaller(lambda smaller: _shift_inside(object_mask, user_mask, smaller), scale)
+        scale, shift = inside or (scale, shift)
         moved = _moved_mask(user_mask.shape, object_mask, scale, shift)
     inside = moved & user_mask
     if not inside.any():
@@ -175,12 +178,13 @@ def fit_object(object_mask: np.ndarray, user_mask: np.ndarray, how: str = "box",
 
 def knows_millimetres(sample: Sample) -> bool:
     """Whether both scans know their size in millimetres."""
-    return sample.background.meaning.measured and sample.obj.meaning.measured
+    return true_scale(sample.background, sample.obj) is not None
 
 
-def true_scale(background: Scan, obj: Scan) -> float | None:
-    """The scale at which the object keeps its size in millimetres; None unless both scans know theirs."""
-    if not (background.meaning.measured and obj.meaning.measured):
+def true_scale(background: Scan, obj: Scan, size: str = "auto") -> float | None:
+    """The scale at which the object keeps its size in millimetres; None unless both scans know theirs, and unless
+    `size`, as Settings has it, asks for it."""
+    if size != "auto" or not (background.meaning.measured and obj.meaning.measured):
         return None
     return obj.meaning.spacing[1] / background.meaning.spacing[1]
 
@@ -240,7 +244,7 @@ def _resized(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         for channel in np.moveaxis(channels, 2, 0)
     ]
     drawn = np.stack(drawn, axis=2).reshape(*size, *pixels.shape[2:])
-    return whole_numbers(drawn, pixels.dtype) if pixels.dtype.kind in "ui" else drawn.astype(pixels.dtype)
+    return stored_as(drawn, pixels.dtype)
 
 
 def placed_object(sample: Sample, placement: Placement) -> np.ndarray:
@@ -270,31 +274,30 @@ def _box_fit(
     return scale, ((u0 + u1) / 2 - scale * (x0 + x1) / 2, (v0 + v1) / 2 - scale * (y0 + y1) / 2)
 
 
-def _inside_fit(
-    object_mask: np.ndarray, user_mask: np.ndarray, largest: float
-) -> tuple[float, tuple[float, float]] | None:
-    """The largest scale below `largest` at which the object lies in the user mask, but for SHARE_OUTSIDE, and the shift
-    to where it then lies nearest to the middle of the user mask's box. None where no scale was found."""
-    scale = found = None
+def largest_smaller(at: Callable[[float], Found | None], largest: float) -> tuple[float, Found] | None:
+    """The largest scale below `largest` at which an object fits, and where it does; None where it fits at none.
+
+    at: takes a scale to where the object fits, or to None where it does not.
+    """
     for step in range(math.ceil(math.log(SMALLEST_SCALE, SCALE_STEP))):
-        scale = largest * SCALE_STEP ** (step + 1)
-        if (shift := _shift_inside(object_mask, user_mask, scale)) is not None:
-            found = scale, shift
+        low = largest * SCALE_STEP ** (step + 1)
+        if (found := at(low)) is not None:
             break
-    if found is None:
+    else:
         return None
-    low, high = scale, scale / SCALE_STEP
+    high = low / SCALE_STEP
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        if (shift := _shift_inside(object_mask, user_mask, middle)) is None:
+        if (place := at(middle)) is None:
             high = middle
         else:
-            found, low = (middle, shift), middle
-    return found
+            found, low = place, middle
+    return low, found
 
 
 def _shift_inside(object_mask: np.ndarray, user_mask: np.ndarray, scale: float) -> tuple[float, float] | None:
-    """The shift by which the scaled object's mask lies in the user mask, nearest to the middle of its box; or None."""
+    """The shift by which the scaled object's mask lies in the user mask, but for SHARE_OUTSIDE, nearest to the middle
+    of its box; or None."""
     x0, y0, x1, y1 = bounding_box(object_mask)
     u0, v0, u1, v1 = bounding_box(user_mask)
     size = math.ceil(scale * (y1 - y0)) + 1, math.ceil(scale * (x1 - x0)) + 1

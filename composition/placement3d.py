@@ -7,7 +7,7 @@ It stands beside `placement`, which does the same in one slice, and knows neithe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from .matching import GAP, WIDTH
-from .placement import HALVINGS, SCALE_STEP, SHARE_OUTSIDE, SMALLEST_SCALE
+from .placement import SHARE_OUTSIDE, largest_smaller
 from .scans.errors import PlacementError
 
 # A voxel of the background is averaged over so many points of the object along each axis at most.
@@ -116,13 +116,19 @@ def move_into(
         clipped = 1 - float(kept / total) if total else 1.0
         return Move(to_lesion, scale, clipped, (met[0], met[-1] + 1) if met else (0, 0))
 
+    def fitting(scale: float, centre: np.ndarray = centre) -> Move | None:
+        move = at(scale, centre)
+        return move if move.clipped <= SHARE_OUTSIDE else None
+
     move = at(scale)
     if how == "inside" and move.clipped > SHARE_OUTSIDE:
         spacing = np.linalg.norm(affine[:3, :3], axis=0)
-        deepest = partial(at, centre=first + _deepest(region, spacing) + 0.5)
+        deepest = partial(fitting, centre=first + _deepest(region, spacing) + 0.5)
         there = deepest(scale)
-        found = [there] if there.clipped <= SHARE_OUTSIDE else [_smaller(at, scale), _smaller(deepest, scale)]
-        move = max((one for one in found if one is not None), key=lambda one: one.scale, default=move)
+        if there is None:
+            found = [largest_smaller(one, scale) for one in (fitting, deepest)]
+            there = max((one for _, one in filter(None, found)), key=lambda one: one.scale, default=None)
+        move = there or move
     if move.slices[0] == move.slices[1]:
         raise PlacementError(
             f"nothing of the tumour is left inside the target region: scaled by {move.scale:.3g} it covers half of no "
@@ -167,29 +173,6 @@ def _deepest(region: np.ndarray, spacing: np.ndarray) -> np.ndarray:
     found = (np.argwhere(left) - 1)[:, ::-1]
     middle = (np.array(region.shape[::-1]) - 1) / 2
     return found[(((found - middle) * spacing) ** 2).sum(axis=1).argmin()]
-
-
-def _smaller(at: Callable[[float], Move], largest: float) -> Move | None:
-    """The largest of the smaller scales at which the lesion lies in the region."""
-    found = None
-    scale = largest
-    for step in range(math.ceil(math.log(SMALLEST_SCALE, SCALE_STEP))):
-        scale = largest * SCALE_STEP ** (step + 1)
-        move = at(scale)
-        if move.clipped <= SHARE_OUTSIDE and move.slices[0] < move.slices[1]:
-            found = move
-            break
-    if found is None:
-        return None
-    low, high = scale, scale / SCALE_STEP
-    for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        move = at(middle)
-        if move.clipped <= SHARE_OUTSIDE:
-            found, low = move, middle
-        else:
-            high = middle
-    return found
 
 
 def _reach(lesion: Lesion, to_lesion: np.ndarray, number: int) -> tuple[slice, slice] | None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from medical_files import nifti_file
 
-from composition.scans import nifti
+from composition.scans import slices
 from composition.scans.errors import ScanError
 from composition.scans.nifti import open_nifti
 
@@ -110,7 +110,7 @@ def test_no_more_than_planes_are_held(tmp_path, monkeypatch, axis, suffix):
     affine[[0, 1, 2, 3], [*(other for other in range(3) if other != axis), axis, 3]] = 1
     data = np.random.default_rng(0).integers(0, 99, shape).astype(np.int16)
     path = nifti_file(tmp_path / f"volume.{suffix}", data, affine)
-    monkeypatch.setattr(nifti, "SAMPLED", 20_000)
+    monkeypatch.setattr(slices, "SAMPLED", 20_000)
     tracemalloc.start()
     try:
         volume = open_nifti(path, "volume")

@@ -121,7 +121,7 @@ class Frame:
         """Fit the object, choose the window around it, and place it there."""
         model, sample, settings = self.model, self.sample, self.settings
         check_masks(sample.background, sample.obj, sample.object_mask, sample.user_mask)
-        true = true_scale(sample.background, sample.obj) if settings.size == "auto" else None
+        true = true_scale(sample.background, sample.obj, settings.size)
         fit = fit_object(sample.object_mask, sample.user_mask, settings.fit, true)
         self.window = choose_window(
             fit.mask if self.around is None else fit.mask | self.around,

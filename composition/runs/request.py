@@ -61,7 +61,7 @@ class Request:
                 check_same_place(mask, self.files[mask], self.files[scan])
         sample = Sample(background, obj, object_mask, user_mask, self.prompt)
         common = in_common_terms(sample)
-        true = true_scale(common.background, common.obj) if size == "auto" else None
+        true = true_scale(common.background, common.obj, size)
         fit_object(common.object_mask, user_mask, fit, true)  # for its errors
         return sample
 

@@ -192,12 +192,17 @@ def _place(header: Dataset, number: int) -> dict:
     return found
 
 
-def _module(header: Dataset, number: int, functional_group: str) -> Dataset:
-    """Where a frame's attributes stand: in its own functional group, in that of all frames, as enhanced files have
-    them (PS3.3, C.7.6.16), or in the file itself."""
+def _functional_groups(header: Dataset, number: int) -> list[Dataset]:
+    """A frame's own functional group, and that of all frames, as far as the file has them (PS3.3, C.7.6.16)."""
     own = header.get("PerFrameFunctionalGroupsSequence") or []
     shared = header.get("SharedFunctionalGroupsSequence") or []
-    for group in (*own[number : number + 1], *shared[:1]):
+    return [*own[number : number + 1], *shared[:1]]
+
+
+def _module(header: Dataset, number: int, functional_group: str) -> Dataset:
+    """Where a frame's attributes stand: in its own functional group, in that of all frames, as enhanced files have
+    them, or in the file itself."""
+    for group in _functional_groups(header, number):
         if group.get(functional_group):
             return group.get(functional_group)[0]
     return header
@@ -261,9 +266,7 @@ def attributes_of(header: Dataset, number: int, names: Iterable[str]) -> Dataset
     from pydicom import Dataset
 
     found = Dataset()
-    own = header.get("PerFrameFunctionalGroupsSequence") or []
-    shared = header.get("SharedFunctionalGroupsSequence") or []
-    groups = (*own[number : number + 1], *shared[:1])
+    groups = _functional_groups(header, number)
     sequences = (element.value for group in groups for element in group if element.VR == "SQ")
     modules = [*(item for items in sequences for item in items[:1]), header]
     for module in reversed(modules):

@@ -113,7 +113,7 @@ class Scan:
             values, own = (each.mean(axis=2, dtype=np.float64) for each in (values, own))
         values = np.clip(values, -1, 1)
         pixels = (values + 1) * ((white - black) / 2) + black
-        pixels = whole_numbers(pixels, dtype) if dtype.kind in "ui" else pixels.astype(dtype)
+        pixels = stored_as(pixels, dtype)
         if pixels.ndim < stored.ndim:
             pixels = np.repeat(pixels[..., None], 3, axis=2)
             values, own = values[..., None], own[..., None]
@@ -121,8 +121,13 @@ class Scan:
         return np.where(kept, stored if stored.ndim == pixels.ndim else stored[..., None], pixels)
 
 
-def whole_numbers(numbers: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Numbers rounded to those of a type of integers. The greatest of 64 bits is no float, and the last is below it."""
+def stored_as(numbers: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Numbers as those of another type; to one of integers they are rounded, and stay within its ends.
+
+    The greatest of 64 bits is no float, and the last is below it.
+    """
+    if dtype.kind not in "ui":
+        return numbers.astype(dtype)
     least, greatest = np.iinfo(dtype).min, np.iinfo(dtype).max
     end = float(greatest) if float(greatest) <= greatest else np.nextafter(float(greatest), 0)
     return np.rint(numbers).clip(float(least), end).astype(dtype)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .errors import ScanError, damage_named, extra_needed
-from .slices import Meaning, Slice, check_regular, check_size, robust_ends, slice_number
+from .slices import Meaning, Slice, check_regular, check_size, sampled_ends, slice_number
 
 if TYPE_CHECKING:
     from nibabel import Nifti1Image
@@ -22,7 +22,6 @@ SUFFIXES = (".nii", ".nii.gz")
 # What a compressed volume may unpack to: 2 GB take seconds, and a small file can hold terabytes of zeros.
 MOST_UNPACKED = 2**31
 MILLIMETRES = {"meter": 1000.0, "micron": 0.001}  # of the header's unit of length; one that is not stated means them
-SAMPLED = 2**22  # of so many values, evenly spread, the ends of a volume's window are found
 
 
 def is_nifti(path: Path) -> bool:
@@ -112,13 +111,8 @@ class NiftiVolume:
         low, high = (float(self.image.header[name]) for name in ("cal_min", "cal_max"))
         if math.isfinite(low) and math.isfinite(high) and low < high:
             return self.meaning.stored_of(low), self.meaning.stored_of(high)
-        step = math.ceil(math.sqrt(self.data.shape[0] * self.data.shape[1] * self.data.shape[2] / SAMPLED))
-        planes = [_stored_plane(self.data, last)[::step, ::step].ravel() for last in range(self.data.shape[2])]
-        try:
-            ends = robust_ends(np.concatenate(planes))
-        except ValueError:
-            return None
-        return (ends[::-1] if self.inverted else ends) if ends[0] < ends[1] else None
+        planes = (_stored_plane(self.data, last) for last in range(self.data.shape[2]))
+        return sampled_ends(planes, self.data.shape, inverted=self.inverted)
 
     def stored(self, plane: np.ndarray) -> np.ndarray:
         """A slice (H, W) as three axes in the file's order, of which the slice's has length 1."""

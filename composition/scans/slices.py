@@ -8,8 +8,10 @@ every format.
 
 from __future__ import annotations
 
+import math
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +30,7 @@ MOST_PIXELS = 2**26
 # turn all tissue black.
 TAIL = 2.5e-4
 LEAST_TAILED = 2000  # of so many values, one at least lies beyond
+SAMPLED = 2**22  # of so many values, evenly spread, the ends of a volume's window are found
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,24 @@ def robust_ends(values: np.ndarray) -> tuple[float, float]:
     if low == high:
         low, high = finite.min(), finite.max()
     return low.item(), high.item()
+
+
+def sampled_ends(
+    planes: Iterable[np.ndarray], shape: tuple[int, int, int], *, inverted: bool
+) -> tuple[float, float] | None:
+    """The stored values of black and white of a volume that states none: `robust_ends` of SAMPLED of its values, white
+    first if `inverted`. None for a volume of one value, or of none that is finite.
+
+    planes: of two axes, one after the other, of which one is held at a time. shape: of the volume.
+    """
+    step = math.ceil(math.sqrt(math.prod(shape) / SAMPLED))
+    try:
+        low, high = robust_ends(np.concatenate([plane[::step, ::step].ravel() for plane in planes]))
+    except ValueError:
+        return None
+    if low == high:
+        return None
+    return (high, low) if inverted else (low, high)
 
 
 def split_slice(source: str | Path) -> tuple[Path, int | None]:

@@ -6,7 +6,6 @@ Both kinds say the same of themselves, so that whoever works in three dimensions
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +15,9 @@ import numpy as np
 
 from .dicom import is_dicom, read_dicom, read_header
 from .errors import ScanError, damage_named, extra_needed
-from .nifti import SAMPLED, is_nifti, open_nifti
-from .slices import Meaning, Slice, robust_ends
+from .images import stored_as
+from .nifti import is_nifti, open_nifti
+from .slices import Meaning, Slice, sampled_ends
 
 # Slices that lie on one line and at equal distances, to so many millimetres; files round to hundredths.
 EVEN = 0.05
@@ -150,9 +150,8 @@ class DicomSeries:
         read = self._read(number)
         if plane is None:
             return read.values
-        ends = np.iinfo(read.values.dtype) if read.values.dtype.kind in "ui" else np.finfo(read.values.dtype)
-        back = np.rint(read.meaning.stored_of(plane)).clip(ends.min, ends.max)
-        return np.where(plane == _by_scale(read), read.values, back.astype(read.values.dtype))
+        back = stored_as(read.meaning.stored_of(plane), read.values.dtype)
+        return np.where(plane == _by_scale(read), read.values, back)
 
     def labels(self, number: int) -> np.ndarray:
         return self._read(number, labels=True).values
@@ -171,9 +170,8 @@ class DicomSeries:
         stated = read_dicom(self.paths[0], None, str(self.paths[0]))
         if self.one_window and stated.levels is not None and stated.values.dtype == self._first.values.dtype:
             return tuple(stated.meaning.value_of(e) if self.apart else e for e in stated.levels)
-        step = math.ceil(math.sqrt(self.size[0] * self.size[1] * len(self) / SAMPLED))
-        ends = robust_ends(np.concatenate([self.plane(k)[::step, ::step].ravel() for k in range(len(self))]))
-        return (ends[::-1] if self.inverted else ends) if ends[0] < ends[1] else None
+        planes = (self.plane(number) for number in range(len(self)))
+        return sampled_ends(planes, (len(self), *self.size), inverted=self.inverted)
 
 
 def _by_scale(read: Slice) -> np.ndarray:

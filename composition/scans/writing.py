@@ -29,6 +29,11 @@ if TYPE_CHECKING:
 SYNTHETIC = "SYNTHETIC"
 DS = 16  # characters of a decimal string (PS3.5, 6.2)
 ABOUT = "SYNTHETIC: a tumour was composed into this image; not for diagnosis"
+# What tells of the stored values. It goes where colours are written, or values that went through a table.
+SCALE = (
+    *("RescaleSlope", "RescaleIntercept", "RescaleType", "WindowCenter", "WindowWidth", "VOILUTFunction"),
+    *("PixelPaddingValue", "PixelPaddingRangeLimit"),
+)
 # What a derived DICOM image takes over. Everything else, all that names a patient, a person, a place or a date, stays
 # behind, so that a synthetic tumour never enters anybody's record.
 # Free texts are not among them: people write names into the fields of devices, too.
@@ -41,16 +46,10 @@ KEPT = (
     *("PositionReferenceIndicator", "SliceThickness", "SpacingBetweenSlices", "SliceLocation"),
     *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "ImagerPixelSpacing"),
     *("NominalScannedPixelSpacing", "PixelSpacingCalibrationType", "PixelAspectRatio", "InstanceNumber"),
-    *("RescaleSlope", "RescaleIntercept", "RescaleType", "WindowCenter", "WindowWidth", "VOILUTFunction"),
-    *("PixelPaddingValue", "PixelPaddingRangeLimit"),
+    *SCALE,
     *("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"),
 )
 OLDEST = "089Y"  # greater ages tell a person from others
-# What tells of the stored values. It goes where colours are written, or values that went through a table.
-SCALE = (
-    *("RescaleSlope", "RescaleIntercept", "RescaleType", "WindowCenter", "WindowWidth", "VOILUTFunction"),
-    *("PixelPaddingValue", "PixelPaddingRangeLimit"),
-)
 
 
 def suffix_like(source: str | Path) -> str:

@@ -198,8 +198,7 @@ def _compose_one(request, options: argparse.Namespace, load_model: Callable, inv
         cache=options.cache,
         quiet=options.quiet,
     )
-    for text in cautions(composition):
-        print(f"warning: {text}", file=sys.stderr)
+    _warn(cautions(composition))
     if not options.quiet:
         rows = sum(composition.rows.values())
         print(f"{options.out}: {', '.join(path.name for path in files)}; {rows} rows through the network")
@@ -210,18 +209,8 @@ def _volume(options: argparse.Namespace) -> int:
     from .runs.cautions import volume_cautions
     from .runs.volume import VolumeRequest, run_volume
 
-    request = VolumeRequest(
-        options.background,
-        options.object,
-        options.object_mask,
-        options.user_mask,
-        options.user_box,
-        options.prompt,
-        options.label,
-        options.window,
-    )
     told = run_volume(
-        request,
+        made_of(options, VolumeRequest),
         options.out,
         _model_loader(options),
         _settings(options),
@@ -230,13 +219,17 @@ def _volume(options: argparse.Namespace) -> int:
     )
     if told is None:  # another rank speaks
         return 0
-    for text in volume_cautions(told):
-        print(f"warning: {text}", file=sys.stderr)
+    _warn(volume_cautions(told))
     if options.quiet:
         return 0
     steps = "" if told["steps"]["ratio"] is None else f", grey steps {told['steps']['ratio']:.2f} times the object's"
     print(f"{options.out}: {len(told['slices'])} slices, {told['millilitres']:.2f} ml{steps}; {told['rows']} rows")
     return 0
+
+
+def _warn(cautions: list[str]) -> None:
+    for text in cautions:
+        print(f"warning: {text}", file=sys.stderr)
 
 
 def _batch(options: argparse.Namespace) -> int:

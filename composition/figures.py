@@ -50,12 +50,18 @@ def eight_bit(pixels: np.ndarray, window: tuple[float, float]) -> Image.Image:
 
 
 def outlined(
-    image: Image.Image, mask: np.ndarray | None = None, colour: tuple[int, int, int] = (0, 0, 0)
+    image: Image.Image,
+    mask: np.ndarray | None = None,
+    colour: tuple[int, int, int] = (0, 0, 0),
+    *,
+    size: tuple[int, int] | None = None,
+    line: int = 2,
 ) -> Image.Image:
-    """The image at the panel's height, with the outline of the mask (two pixels wide, inside it) drawn on top."""
-    size = (max(1, round(image.width * PANEL_HEIGHT / image.height)), PANEL_HEIGHT)
+    """The image at a size (width, height), by default at the panel's height, with the outline of the mask drawn on top,
+    so many pixels wide and inside it."""
+    size = size or (max(1, round(image.width * PANEL_HEIGHT / image.height)), PANEL_HEIGHT)
     panel = image.resize(size, Image.Resampling.BICUBIC)
     if mask is not None:
         inside = Image.fromarray(mask.astype(np.uint8) * 255).resize(size, Image.Resampling.NEAREST)
-        panel.paste(colour, mask=ImageChops.subtract(inside, inside.filter(ImageFilter.MinFilter(5))))
+        panel.paste(colour, mask=ImageChops.subtract(inside, inside.filter(ImageFilter.MinFilter(2 * line + 1))))
     return panel

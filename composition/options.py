@@ -36,7 +36,8 @@ def add_fields(parser: argparse.ArgumentParser, title: str, kind: type) -> None:
 
 
 def made_of(options: argparse.Namespace, kind: type[Made]) -> Made:
-    """The dataclass with the values that `add_fields` has read. Raises what it raises for values that do not fit."""
+    """The dataclass with the values of the options named like its fields, as `add_fields` names them. Raises what it
+    raises for values that do not fit."""
     return kind(**{field.name: getattr(options, field.name) for field in fields(kind)})
 
 

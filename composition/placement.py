@@ -178,7 +178,7 @@ def fit_object(object_mask: np.ndarray, user_mask: np.ndarray, how: str = "box",
 
 def knows_millimetres(sample: Sample) -> bool:
     """Whether both scans know their size in millimetres."""
-    return true_scale(sample.background, sample.obj) is not None
+    return sample.background.meaning.measured and sample.obj.meaning.measured
 
 
 def true_scale(background: Scan, obj: Scan, size: str = "auto") -> float | None:

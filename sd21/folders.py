@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,6 +26,13 @@ def left_locked(folder: Path) -> bool:
 
 class FolderError(ValueError):
     """A folder that a run cannot have for itself."""
+
+
+def check_untaken(results: Iterable[Path], maker: str) -> None:
+    """Raises FolderError if one of the results is there already. maker: what makes them, and has not made it."""
+    for path in results:
+        if path.exists():
+            raise FolderError(f"{path} is there, and no {maker} has made it; name another folder for the results")
 
 
 @contextmanager

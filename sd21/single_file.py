@@ -127,7 +127,7 @@ def published_names(
     tables = {"unet": unet_table(unet), "vae": vae_table(vae), "text_encoder": text_table(text)}
     dropped = f"transformer.resblocks.{text.num_hidden_layers}."  # the tower's last block, which SD 2 leaves out
     for key, tensor in stored.items():
-        if key in TRAINING_STATE:
+        if key in TRAINING_STATE:  # of a wrapped file, whose wrappers `keys.sort_out` has taken off
             continue
         part = next((part for part, prefix in PREFIXES.items() if key.startswith(prefix)), "unet")
         name = key.removeprefix(PREFIXES[part])

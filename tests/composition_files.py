@@ -53,3 +53,16 @@ def tree(folder: Path) -> dict[str, str]:
     """Every file under a folder, hidden ones included, with a hash of its bytes."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def run_command(scans: Path, out: Path, **changes) -> list[str]:
+    """The arguments of a `run` on these scans. changes: options, by name; None leaves one out."""
+    options = {
+        "background": scans / "s0.png",
+        "object": scans / "s2.png",
+        "object-mask": scans / "m.png",
+        "user-box": "20,12,40,32",
+        "prompt": "a tumour",
+        "out": out,
+    } | {name.replace("_", "-"): value for name, value in changes.items()}
+    return ["run", *(f"--{name}={value}" for name, value in options.items() if value is not None)]

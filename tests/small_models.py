@@ -184,3 +184,9 @@ def write_small_pipeline(folder: Path, prediction_type: str = "epsilon", seed: i
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2))
     return folder
+
+
+def said(caplog):
+    """The one line of the log "sd21"."""
+    (record,) = [record for record in caplog.records if record.name == "sd21"]
+    return record.getMessage()

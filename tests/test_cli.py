@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from composition_files import FAST, row, write_manifest, write_scans, write_tiny_model
+from composition_files import FAST, row, run_command, write_manifest, write_scans, write_tiny_model
 from fake_model import FakeModel
 from PIL import Image
 
@@ -33,24 +33,11 @@ def no_model(monkeypatch):
     monkeypatch.setattr(sd21, "load", lambda *_, **__: pytest.fail("the model was loaded"))
 
 
-def command(scans: Path, out: Path, **changes) -> list[str]:
-    options = {
-        "background": scans / "s0.png",
-        "object": scans / "s2.png",
-        "object-mask": scans / "m.png",
-        "user-box": "20,12,40,32",
-        "prompt": "a tumour",
-        "out": out,
-    } | {name.replace("_", "-"): value for name, value in changes.items()}
-    given = [(f"--{name}", str(value)) for name, value in options.items() if value is not None]
-    return ["run", *(text for pair in given for text in pair)]
-
-
 def test_run_from_files_to_files(scans, tmp_path):
     """The command runs as a user calls it, with a checkpoint on disk."""
     model = write_tiny_model(tmp_path / "model")
     out = tmp_path / "new" / "out"
-    arguments = [*command(scans, out, model=model, device="cpu", preserve="pixels"), *FAST]
+    arguments = [*run_command(scans, out, model=model, device="cpu", preserve="pixels"), *FAST]
     done = subprocess.run(
         [sys.executable, "-m", "composition", *arguments],
         cwd=Path(__file__).parent.parent,
@@ -84,7 +71,7 @@ def test_a_cache_spares_the_background_and_changes_nothing(scans, tmp_path, monk
     monkeypatch.setattr(sd21, "load", lambda *_, **__: FakeModel(64))
     counts = []
     for name in ("first", "second"):
-        assert cli.main([*command(scans, tmp_path / name, cache=tmp_path / "cache"), "-q"]) == 0
+        assert cli.main([*run_command(scans, tmp_path / name, cache=tmp_path / "cache"), "-q"]) == 0
         counts.append(json.loads((tmp_path / name / "record.json").read_text())["reused"])
     assert counts == [{"background": again, "object": again} for again in (False, True)]
     assert sha256(tmp_path / "first" / "composite.png") == sha256(tmp_path / "second" / "composite.png")
@@ -94,7 +81,7 @@ def test_a_cache_spares_the_background_and_changes_nothing(scans, tmp_path, monk
 @pytest.mark.parametrize("method", ["copy-paste", "sdedit"])
 def test_run_and_batch_by_a_baseline(scans, tmp_path, monkeypatch, method):
     monkeypatch.setattr(sd21, "load", lambda *_, **__: FakeModel(64))
-    assert cli.main([*command(scans, tmp_path / "one", method=method), *FAST, "-q"]) == 0
+    assert cli.main([*run_command(scans, tmp_path / "one", method=method), *FAST, "-q"]) == 0
     entry = json.loads((tmp_path / "one" / "record.json").read_text())
     assert entry["method"] == method and entry["rows"]["inversion"] == 0 and entry["reused"] == {}
     background, obj, mask = read_scan(scans / "s0.png"), read_scan(scans / "s2.png"), read_mask(scans / "m.png")
@@ -120,7 +107,7 @@ def test_run_warns_and_batch_refuses_where_the_tumour_is_lost(scans, tmp_path, m
     Image.fromarray(np.uint8(60 + 60 * tumour + texture)).save(scans / "dark.png")
     options = ["--method", "copy-paste", "--match", "none", *FAST, "-q"]
     files = {"background": scans / "bright.png", "object": scans / "dark.png"}
-    assert cli.main([*command(scans, tmp_path / "one", **files), *options]) == 0
+    assert cli.main([*run_command(scans, tmp_path / "one", **files), *options]) == 0
     output, warned = capsys.readouterr()
     # The medians of a texture of one level differ by one at most, of 60.
     assert output == "" and re.fullmatch(
@@ -160,7 +147,7 @@ def test_bad_input_is_one_line_before_the_model_loads(scans, tmp_path, monkeypat
     Image.new("L", (80, 60)).save("black.png")
     Image.new("L", (20, 20), 255).save("small.png")
     Path("text.png").write_text("not an image")
-    assert cli.main(command(scans, tmp_path / "out", **changes)) == 2
+    assert cli.main(run_command(scans, tmp_path / "out", **changes)) == 2
     output, errors = capsys.readouterr()
     assert output == "" and errors.count("\n") == 1 and errors.startswith("error: ") and message in errors
     assert not (tmp_path / "out").exists()
@@ -178,19 +165,19 @@ def test_bad_input_is_one_line_before_the_model_loads(scans, tmp_path, monkeypat
 )
 def test_bad_options(scans, tmp_path, capsys, no_model, changes, message):
     with pytest.raises(SystemExit) as stop:
-        cli.main(command(scans, tmp_path / "out", **changes))
+        cli.main(run_command(scans, tmp_path / "out", **changes))
     assert stop.value.code == 2 and message in capsys.readouterr().err
 
 
 def test_a_model_that_is_not_there(scans, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
-    assert cli.main(command(scans, tmp_path / "out", model=tmp_path / "empty")) == 2
+    assert cli.main(run_command(scans, tmp_path / "out", model=tmp_path / "empty")) == 2
     assert str(tmp_path / "empty") in capsys.readouterr().err
 
 
 def test_an_inversion_that_misses_its_tolerance(scans, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sd21, "load", lambda *_, **__: FakeModel(64))
-    asked = [*command(scans, tmp_path / "out", tolerance=1e-12), "-q"]
+    asked = [*run_command(scans, tmp_path / "out", tolerance=1e-12), "-q"]
     assert cli.main([*asked, "--on-failure", "raise"]) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: joint: 0 of 2 images below") and "--max-sweeps" in error

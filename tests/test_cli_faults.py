@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from benchmark_files import draw
 from benchmark_files import run as benchmark
-from composition_files import FAST, row, tree, write_manifest, write_scans, write_tiny_model
+from composition_files import FAST, row, run_command, tree, write_manifest, write_scans, write_tiny_model
 from drawn_scans import draw_scans
 from fake_model import FakeModel
 from full_disk import full_disk
@@ -30,15 +30,8 @@ def scans(tmp_path):
 
 
 def given(scans: Path, out: Path, **changes) -> list[str]:
-    options = {
-        "background": scans / "s0.png",
-        "object": scans / "s2.png",
-        "object-mask": scans / "m.png",
-        "user-box": "20,12,40,32",
-        "prompt": "a tumour",
-        "out": out,
-    } | {name.replace("_", "-"): value for name, value in changes.items()}
-    return ["run", "-q", *FAST, *(f"--{name}={value}" for name, value in options.items())]
+    run, *options = run_command(scans, out, **changes)
+    return [run, "-q", *FAST, *options]
 
 
 def refused(arguments: list[str], capsys, code: int = 2) -> str:

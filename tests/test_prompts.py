@@ -6,16 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from small_models import write_small_pipeline
 from transformers import CLIPTextModel
 
 import sd21
 from composition.prompts import exceptional_context, exceptional_token, null_context, text_context, token_positions
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_small_pipeline(tmp_path_factory.mktemp("prompts") / "model")
 
 
 @pytest.fixture(scope="module")

@@ -4,30 +4,18 @@ them hangs, and none gets as far as a network's weights."""
 import json
 import os
 import re
-import shutil
 import struct
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from small_models import UNET_JSON, write_small_pipeline
+from small_models import UNET_JSON
 
 import sd21
 from sd21 import single_file, sources, weights
 from sd21.model import find_device
 
 UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_small_pipeline(tmp_path_factory.mktemp("published") / "model")
-
-
-@pytest.fixture
-def copy(folder, tmp_path):
-    """A copy of the folder, to be damaged."""
-    return shutil.copytree(folder, tmp_path / "copy")
 
 
 def refused(source, **how):

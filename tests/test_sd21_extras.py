@@ -2,29 +2,17 @@
 the same. The log names the extras once. tests/test_sd21_single_file.py has the same of the other layout."""
 
 import json
-import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_models import SCHEDULER_JSON, write_small_pipeline
+from small_models import SCHEDULER_JSON, said
 
 import sd21
 from sd21 import sources
 
 UNET_FILE, VAE_FILE = (f"{part}/diffusion_pytorch_model.safetensors" for part in ("unet", "vae"))
 TEXT_FILE = "text_encoder/model.safetensors"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_small_pipeline(tmp_path_factory.mktemp("published") / "model")
-
-
-@pytest.fixture
-def copy(folder, tmp_path):
-    """A copy of the folder, to be changed."""
-    return shutil.copytree(folder, tmp_path / "copy")
 
 
 def read(folder, prediction_type=None):
@@ -40,11 +28,6 @@ def keys(checkpoint):
 
 def change(path, edit):
     save_file(edit(load_file(path)), path)
-
-
-def said(caplog):
-    (record,) = [record for record in caplog.records if record.name == "sd21"]
-    return record.getMessage()
 
 
 EXTRAS = {

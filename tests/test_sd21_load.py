@@ -22,19 +22,8 @@ PROMPTS = ["a scan of a brain with a tumour", "Ultrasound!"]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_small_pipeline(tmp_path_factory.mktemp("published") / "model")
-
-
-@pytest.fixture(scope="module")
 def model(folder):
     return sd21.load(folder, device="cpu", dtype=torch.float32)
-
-
-@pytest.fixture
-def copy(folder, tmp_path):
-    """A copy of the folder, to be damaged."""
-    return shutil.copytree(folder, tmp_path / "copy")
 
 
 @pytest.fixture

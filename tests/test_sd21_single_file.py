@@ -13,7 +13,7 @@ from diffusers.loaders.single_file_utils import (
 )
 from original_layout import FULL, modules, original_layout
 from safetensors.torch import save_file
-from small_models import TEXT_JSON, UNET_JSON, VAE_JSON, randomise, write_small_tokenizer
+from small_models import TEXT_JSON, UNET_JSON, VAE_JSON, randomise, said, write_small_tokenizer
 from transformers import CLIPTextConfig, CLIPTextModel
 
 import sd21
@@ -205,12 +205,6 @@ def networks(file, tokenizer):
     return checkpoint.unet, checkpoint.vae, checkpoint.text_encoder
 
 
-def said(caplog):
-    """The one line of the log."""
-    (record,) = [record for record in caplog.records if record.name == "sd21"]
-    return record.getMessage()
-
-
 # What trainers and converters leave in such files, and how the log calls it.
 EXTRAS = {
     "global_step": "global_step",
@@ -305,14 +299,14 @@ def test_a_fused_tensor_that_does_not_divide_is_an_error(tensors, file, tokenize
 
 
 def test_what_the_header_says_holds(tensors, file, tokenizer):
-    for said, prediction_type in (("epsilon", "epsilon"), ("v", "v_prediction")):
-        save_file(tensors, file, metadata={"modelspec.prediction_type": said})
+    for stated, prediction_type in (("epsilon", "epsilon"), ("v", "v_prediction")):
+        save_file(tensors, file, metadata={"modelspec.prediction_type": stated})
         assert read(file, tokenizer, None).scheduler_config.prediction_type == prediction_type
         assert (
             read(file, tokenizer, prediction_type).unet_config.sample_size == single_file.LATENT_SIZES[prediction_type]
         )
         (other,) = {"epsilon", "v_prediction"} - {prediction_type}
-        with pytest.raises(sd21.CheckpointError, match=rf"modelspec.prediction_type = '{said}', got .*'{other}'"):
+        with pytest.raises(sd21.CheckpointError, match=rf"modelspec.prediction_type = '{stated}', got .*'{other}'"):
             read(file, tokenizer, other)
     save_file(tensors, file, metadata={"modelspec.prediction_type": "flow"})
     with pytest.raises(sd21.CheckpointError, match=r"= 'flow', expected 'epsilon' or 'v'"):

@@ -13,6 +13,7 @@ from volume_runs import BOX, upright, volume
 
 import sd21
 from composition import cli
+from composition.figures import TUMOUR_COLOUR
 from composition.runs import placed_volume, volume_files
 from composition.runs import volume as runs
 
@@ -104,7 +105,7 @@ def test_the_figure_shows_three_planes_through_the_tumour_in_their_shape(tmp_pat
         assert panel.size == (round(width / longer), round(height / longer))
     for (_, mask, _, _), panel in panels[3:]:
         rows, scale = np.flatnonzero(mask.any(axis=1)), panel.height / mask.shape[0]
-        outlined = np.argwhere((np.asarray(panel) == volume_files.COLOUR).all(axis=2))
+        outlined = np.argwhere((np.asarray(panel) == TUMOUR_COLOUR).all(axis=2))
         # The outline lies on the mask's own outermost pixels, which are drawn some seven times as large.
         assert outlined.min(axis=0)[0] == pytest.approx(rows.min() * scale, abs=1)
         assert outlined.max(axis=0)[0] == pytest.approx((rows.max() + 1) * scale - 1, abs=1)

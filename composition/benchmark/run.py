@@ -12,7 +12,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from sd21.files import atomic, read_json_lines, write_json, write_text
-from sd21.folders import FolderError, left_locked
+from sd21.folders import check_untaken, left_locked
 
 from ..canvas import reproduce
 from ..datasets import DATASETS, Benchmark, build_benchmark
@@ -125,8 +125,8 @@ def run_benchmark(
     ours = left_locked(out) or (out / "samples" / "manifest.jsonl").exists()
     tables = [out / f"{lineup.name}{suffix}" for lineup in lineups for suffix in (".md", ".json", ".png")]
     written = [*tables, *(out / name for name in ("samples.csv", "errors.jsonl", "grid.png"))]
-    if not ours and (taken := [path for path in written if path.exists()]):
-        raise FolderError(f"{taken[0]} is there, and no benchmark has made it; name another folder for the results")
+    if not ours:
+        check_untaken(written, "benchmark")
     with Ranks(f"benchmark {out}").owning(out):
         return _run(request, out, load_model, settings, networks, methods, lineups, quiet)
 

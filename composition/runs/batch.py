@@ -33,21 +33,20 @@ from pathlib import Path
 import torch.distributed as dist
 
 from sd21.files import json_lines, sha256, write_json, write_text
-from sd21.folders import FolderError, left_locked
+from sd21.folders import check_untaken, left_locked
 
 from ..methods import METHODS, Composition, compose
 from ..metrics.label_truth import LabelTruth
 from ..model import Model
 from ..scans.errors import RowError
-from ..scans.images import write_image
-from ..scans.writing import suffix_like, write_label_like, write_like
+from ..scans.writing import suffix_like
 from ..settings import Settings
 from . import record
 from .limits import Limits
 from .manifest import BadRow, Row, read_manifest
 from .ranks import Ranks
 from .request import check_apart
-from .single import write_composite
+from .single import write_images
 from .store import InversionStore
 from .summary import Summary, can_be_summed_up, figures_of
 
@@ -110,8 +109,7 @@ def _check_nothing_is_lost(manifest: Path, rows: list[Row], bad: dict[int, BadRo
         all_failed = (out / TABLES[0]).is_file() and (out / TABLES[0]).stat().st_size == 0
         if all_failed or any((out / "records").glob("*.json")):
             ours |= {out / name for name in TABLES}
-        if taken := [path for path in outputs if path.exists() and path not in ours]:
-            raise FolderError(f"{taken[0]} is there, and no batch has made it; name another folder for the results")
+        check_untaken((path for path in outputs if path not in ours), "batch")
     if not rows and not bad:
         raise RowError(f"{manifest} holds no row; expected JSON lines, one for each composition")
     if not rows and any((out / "records").glob("*.json")):
@@ -174,13 +172,7 @@ def _attempt(
 def _write(out: Path, row: Row, asked: dict, composition: Composition, model: Model) -> None:
     """Write a row's files, its record last."""
     image, mask, entry = _files_of(out, row.id)
-    source, background, stored = row.request.files["background"], composition.sample.background, _stored_of(out, row)
-    write_composite(image, background, composition.image, preview=bool(stored))
-    write_image(mask, composition.mask)
-    if stored:
-        write_like(source, background, composition.image, stored[0], json.dumps(asked, sort_keys=True))
-    for label in stored[1:]:
-        write_label_like(source, background, composition.mask, label)
+    write_images(row.request, composition, asked, image, mask, *_stored_of(out, row))
     written = {"sha256": _digests(out, row.id, asked["stored"])}
     write_json(entry, {**asked, **written, **record.results(composition), **record.environment(model)})
 

@@ -5,6 +5,7 @@ It stands apart from `volume`, which composes them.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,12 +15,13 @@ from sd21.files import sha256
 
 from .. import matching
 from ..matching import Match
-from ..placement import Sample, same_window, unmatched
+from ..placement import Sample, bounding_box, same_window, unmatched
 from ..placement3d import Lesion, Move, cut_out, margin, move_into, sliced_mask, sliced_values
 from ..scans.errors import PlacementError, ScanError
 from ..scans.images import ROUNDING, Scan, has_label, stated_levels, values_of
 from ..scans.volumes import Volume, on_grid_of, open_volume
 from ..settings import Settings
+from .request import asked_of
 from .volume_files import digest_of_folder
 
 
@@ -52,10 +54,7 @@ class VolumeRequest:
             name: {"file": path.name, "sha256": digest_of_folder(path) if path.is_dir() else sha256(path)}
             for name, path in self.files.items()
         }
-        box = self.user_box and list(self.user_box)
-        window = self.window and list(self.window)
-        about = {"prompt": self.prompt, "user_box": box, "grey_window": window, "label_value": self.label}
-        return {**about, "inputs": files}
+        return asked_of(self, files)
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,25 +221,33 @@ def _inside(values: np.ndarray, label: int | None, least: float) -> np.ndarray:
 
 def _box_of(labels: Volume, label: int | None, least: float, affine: np.ndarray) -> tuple[slice, slice, slice]:
     """The box (slice, row, column) around a tumour, with the tissue that is cut out with it."""
-    spans, used = [], set()
-    for k in range(len(labels)):
-        values = labels.labels(k)
-        used |= set(np.unique(values)[:20].tolist()) if len(used) < 20 else set()
-        inside = np.argwhere(_inside(values, label, least))
-        if len(inside):
-            spans.append((k, *inside.min(axis=0), *inside.max(axis=0)))
-    if not spans:
+    used: set[float] = set()
+
+    def inside(number: int) -> np.ndarray:
+        values = labels.labels(number)
+        used.update(np.unique(values)[:20].tolist() if len(used) < 20 else ())
+        return _inside(values, label, least)
+
+    box = _bounds(inside(number) for number in range(len(labels)))
+    if box is None:
         found = ", ".join(f"{value:g}" for value in sorted(used)[:20])
         what = "nothing but 0" if label is None else f"no voxel of {label}; its values are {found}"
         raise PlacementError(f"the object mask holds {what}")
-    spans = np.array(spans)
-    low, high = spans[:, :3].min(axis=0), np.concatenate([[spans[:, 0].max()], spans[:, 3:].max(axis=0)]) + 1
-    around = margin(tuple(int(n) for n in high - low), np.linalg.norm(affine[:3, :3], axis=0)[::-1])
+    around = margin(tuple(part.stop - part.start for part in box), np.linalg.norm(affine[:3, :3], axis=0)[::-1])
     shape = len(labels), *labels.size
     return tuple(
-        slice(max(0, int(first) - room), min(length, int(last) + room))
-        for first, last, room, length in zip(low, high, around, shape, strict=True)
+        slice(max(0, part.start - room), min(length, part.stop + room))
+        for part, room, length in zip(box, around, shape, strict=True)
     )
+
+
+def _bounds(planes: Iterable[np.ndarray]) -> tuple[slice, slice, slice] | None:
+    """The box (slice, row, column) of what is inside of masks (H, W), one after the other; None where nothing is."""
+    boxes = [(number, bounding_box(inside)) for number, inside in enumerate(planes) if inside.any()]
+    if not boxes:
+        return None
+    left, top, right, bottom = zip(*(box for _, box in boxes), strict=True)
+    return slice(boxes[0][0], boxes[-1][0] + 1), slice(min(top), max(bottom)), slice(min(left), max(right))
 
 
 def _region(request: VolumeRequest, background: Volume) -> tuple[np.ndarray, tuple[int, int, int]]:
@@ -256,18 +263,12 @@ def _region(request: VolumeRequest, background: Volume) -> tuple[np.ndarray, tup
             )
         return np.broadcast_to(np.True_, size), corner  # which takes no memory
     region = _on_grid_of("the target region", open_volume(request.user_mask), background)
-    spans, least = [], _least(region)
-    for k in range(len(region)):
-        inside = np.argwhere(_inside(region.labels(k), None, least))
-        if len(inside):
-            spans.append((k, *inside.min(axis=0), *inside.max(axis=0)))
-    if not spans:
+    least = _least(region)
+    box = _bounds(_inside(region.labels(number), None, least) for number in range(len(region)))
+    if box is None:
         raise PlacementError("the target region holds nothing but 0")
-    spans = np.array(spans)
-    low, high = spans[:, :3].min(axis=0), np.concatenate([[spans[:, 0].max()], spans[:, 3:].max(axis=0)]) + 1
-    part = tuple(slice(int(first), int(last)) for first, last in zip(low, high, strict=True))
-    planes = [_inside(region.labels(k), None, least)[part[1:]] for k in range(part[0].start, part[0].stop)]
-    return np.stack(planes), tuple(int(first) for first in low)
+    planes = [_inside(region.labels(number), None, least)[box[1:]] for number in range(box[0].start, box[0].stop)]
+    return np.stack(planes), tuple(part.start for part in box)
 
 
 def _paste(whole: np.ndarray, part: np.ndarray, box: tuple[slice, slice]) -> None:

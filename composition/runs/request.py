@@ -70,13 +70,19 @@ class Request:
         files = {name: None for name in FILES}
         for name, path in self.files.items():
             files[name] = {"file": path.name, "sha256": sha256(split_slice(path)[0])}
-        return {
-            "prompt": self.prompt,
-            "user_box": self.user_box and list(self.user_box),
-            "grey_window": self.window and list(self.window),
-            "label_value": self.label,
-            "inputs": files,
-        }
+        return asked_of(self, files)
+
+
+def asked_of(request, inputs: dict[str, dict | None]) -> dict:
+    """What was asked for as a record holds it. request: has a prompt, a user_box, a window and a label. inputs: the
+    names and hashes of its files."""
+    return {
+        "prompt": request.prompt,
+        "user_box": request.user_box and list(request.user_box),
+        "grey_window": request.window and list(request.window),
+        "label_value": request.label,
+        "inputs": inputs,
+    }
 
 
 def check_apart(inputs: Iterable[Path], outputs: Iterable[Path]) -> None:

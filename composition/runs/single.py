@@ -19,12 +19,12 @@ import numpy as np
 from tqdm import tqdm
 
 from sd21.files import atomic, write_json
-from sd21.folders import FolderError, left_locked, owned
+from sd21.folders import FolderError, check_untaken, left_locked, owned
 
 from ..figures import before_after, eight_bit
 from ..inversions import Trajectory
 from ..methods import Composition, compose
-from ..scans.images import Scan, write_image
+from ..scans.images import write_image
 from ..scans.slices import split_slice
 from ..scans.writing import suffix_like, write_label_like, write_like
 from ..settings import Settings
@@ -81,12 +81,29 @@ def results_of(request: Request, out: Path) -> dict[str, Path]:
     return {**pictures, **stored, **label, "record": out / "record.json"}
 
 
-def write_composite(path: Path, background: Scan, image: np.ndarray, *, preview: bool) -> None:
-    """Write a composite as an image: its own pixels, or a preview in 8 bits over the background's window."""
-    if preview:
-        shown = eight_bit(image, background.window)
-        image = np.asarray(shown if image.ndim == 3 else shown.convert("L"))
-    write_image(path, image)
+def write_images(
+    request: Request,
+    composition: Composition,
+    asked: dict,
+    image: Path,
+    mask: Path,
+    stored: Path | None = None,
+    label: Path | None = None,
+) -> None:
+    """Write a composite and its mask: as images, and, where there are paths for them, in the background's own kind.
+
+    asked: what tells this composition from others. image: takes the composite's own pixels, or, beside `stored`, a
+    preview in 8 bits over the background's window.
+    """
+    background, source, pixels = composition.sample.background, request.files["background"], composition.image
+    if stored is not None:
+        write_like(source, background, pixels, stored, json.dumps(asked, sort_keys=True))
+        shown = eight_bit(pixels, background.window)
+        pixels = np.asarray(shown if pixels.ndim == 3 else shown.convert("L"))
+    write_image(image, pixels)
+    write_image(mask, composition.mask)
+    if label is not None:
+        write_label_like(source, background, composition.mask, label)
 
 
 def _check_results(request: Request, files: dict[str, Path]) -> None:
@@ -100,12 +117,10 @@ def _check_results(request: Request, files: dict[str, Path]) -> None:
             "another folder for the results"
         )
     if not left_locked(entry.parent) and not entry.exists():
-        if taken := [path for path in files.values() if path.exists()]:
-            raise FolderError(f"{taken[0]} is there, and no run has made it; name another folder for the results")
+        check_untaken(files.values(), "run")
 
 
 def _write(request: Request, files: dict[str, Path], composition: Composition, asked: dict, told: dict) -> None:
-    background, source = composition.sample.background, request.files["background"]
     drawn = before_after(composition.sample, composition.image, composition.mask)
     earlier = record.read_kept(files["record"], {})
     # First: a run that ends on the way leaves no record beside others' pictures.
@@ -114,14 +129,10 @@ def _write(request: Request, files: dict[str, Path], composition: Composition, a
         for name in STORED:  # an earlier run's, of a background of another kind
             if earlier is not None and name in (earlier.get("stored") or ()):
                 files["record"].with_name(name).unlink(missing_ok=True)
-        write_composite(files["composite"], background, composition.image, preview="stored" in files)
-        write_image(files["mask"], composition.mask)
+        paths = (files.get(name) for name in ("composite", "mask", "stored", "label"))
+        write_images(request, composition, asked, *paths)
         with atomic(files["figure"]) as temporary:
             drawn.save(temporary)
-        if "stored" in files:
-            write_like(source, background, composition.image, files["stored"], json.dumps(asked, sort_keys=True))
-        if "label" in files:
-            write_label_like(source, background, composition.mask, files["label"])
         write_json(files["record"], {**asked, **told})
     except BaseException:
         for path in files.values():

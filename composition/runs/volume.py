@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from sd21.files import atomic, sha256, write_json
-from sd21.folders import FolderError, left_locked
+from sd21.folders import FolderError, check_untaken, left_locked
 
 from ..methods import compose
 from ..model import Model
@@ -81,9 +81,8 @@ def _check_nothing_is_lost(request: VolumeRequest, out: Path) -> None:
         if path.is_dir() and out.resolve().is_relative_to(path.resolve()):
             raise FolderError(f"{out} lies in the input {path}; name another folder for the results")
     made = left_locked(out) or any((out / "slices").glob("[0-9]*.json"))
-    taken = [path for path in (*(out / name for name in RESULTS), out / "slices") if path.exists()]
-    if taken and not made:
-        raise FolderError(f"{taken[0]} is there, and no run has made it; name another folder for the results")
+    if not made:
+        check_untaken((out / name for name in (*RESULTS, "slices")), "run")
 
 
 class ComposedSlices(Mapping[int, tuple[np.ndarray, np.ndarray]]):

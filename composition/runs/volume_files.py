@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from sd21.files import atomic, sha256
 
-from ..figures import eight_bit
+from ..figures import TUMOUR_COLOUR, eight_bit, outlined
 from ..scans.images import Scan
 from ..scans.nifti import NiftiVolume
 from ..scans.volumes import DicomSeries
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from .placed_volume import Placed
 
 PANEL = 320  # pixels of the longer side of a plane in the figure
-COLOUR = (255, 200, 40)
 
 
 def digest_of_folder(folder: Path) -> str:
@@ -142,7 +141,7 @@ def figure_of(placed: Placed, pixels: Mapping) -> Image.Image:
             x, y = 8 + place * (PANEL + 8), 8 + line * (PANEL + 8)
             figure.paste(panel, (x + (PANEL - panel.width) // 2, y))
             caption = (f"slice {middle}", f"row {row}", f"column {column}")[place]
-            draw.text((x + PANEL // 2, y + PANEL - 4), f"{caption}, {name}", fill=COLOUR, font=font, anchor="md")
+            draw.text((x + PANEL // 2, y + PANEL - 4), f"{caption}, {name}", fill=TUMOUR_COLOUR, font=font, anchor="md")
     return figure
 
 
@@ -151,10 +150,4 @@ def _panel(plane: np.ndarray, mask: np.ndarray | None, levels, spacing: tuple[fl
     height, width = plane.shape[0] * spacing[0], plane.shape[1] * spacing[1]
     zoom = PANEL / max(height, width)
     size = max(1, round(width * zoom)), max(1, round(height * zoom))
-    panel = eight_bit(plane, levels).resize(size, Image.Resampling.BICUBIC)
-    if mask is not None:
-        inside = np.asarray(Image.fromarray(mask.astype(np.uint8) * 255).resize(size, Image.Resampling.NEAREST)) > 0
-        padded = np.pad(inside, 1)
-        core = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-        panel.paste(COLOUR, mask=Image.fromarray((inside & ~core).astype(np.uint8) * 255))
-    return panel
+    return outlined(eight_bit(plane, levels), mask, TUMOUR_COLOUR, size=size, line=1)

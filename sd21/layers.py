@@ -1,7 +1,9 @@
 """This module holds the layers that the UNet and the VAE share, so that each is written once. Feature maps are
 (B, C, H, W), in channels_last memory."""
 
+import functools
 import math
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +21,37 @@ def timestep_embedding(t: Tensor, dim: int) -> Tensor:
     frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
     angles = t.float()[:, None] * frequencies[None]
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def fused(x: Tensor, *others: Tensor | None) -> ModuleType | None:
+    """The module of Triton kernels, if they can take x in an operation with these others, else None.
+
+    They have no derivatives, autocast does not know them, and torch.compile fuses the same operations by itself, into
+    kernels of its own.
+    """
+    if not x.is_cuda or x.dtype == torch.float64 or torch.compiler.is_compiling() or torch.is_autocast_enabled("cuda"):
+        return None
+    if torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in (x, *others)):
+        return None
+    return _kernels()
+
+
+@functools.cache
+def _kernels() -> ModuleType | None:
+    """Triton comes with torch for CUDA on Linux, and not everywhere else."""
+    try:
+        from . import kernels
+    except ImportError:
+        return None
+    return kernels
+
+
+def norm_silu(norm: nn.GroupNorm, x: Tensor, shift: Tensor | None = None, *, silu: bool = True) -> Tensor:
+    """silu(norm(x + shift)), or norm(x + shift): x (B, C, H, W), shift (B or 1, C)."""
+    if (kernels := fused(x, norm.weight, shift)) is not None:
+        return kernels.group_norm_silu(x, norm.weight, norm.bias, norm.num_groups, norm.eps, shift, silu)
+    x = norm(x if shift is None else x + shift[:, :, None, None])
+    return F.silu(x) if silu else x
 
 
 class TimestepEmbedding(nn.Module):
@@ -69,10 +102,14 @@ class ResnetBlock(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         """x (B, dim_in, H, W), time (B or 1, time_dim) after its silu -> (B, dim, H, W)."""
-        h = self.conv1(F.silu(self.norm1(x)))
-        if time is not None:
-            h = h + self.time_emb_proj(time)[:, :, None, None]
-        h = self.conv2(F.silu(self.norm2(h)))
+        h = norm_silu(self.norm1, x)
+        shift = None if time is None else self.time_emb_proj(time)
+        if fused(h, self.conv1.bias, shift) is None:
+            h = self.conv1(h)
+        else:  # torch's CUDA convolution adds its bias in another pass over memory; the norm adds a shift for nothing
+            h = F.conv2d(h, self.conv1.weight, padding=1)
+            shift = self.conv1.bias[None] if shift is None else shift + self.conv1.bias
+        h = self.conv2(norm_silu(self.norm2, h, shift))
         return self.conv_shortcut(x) + h
 
 

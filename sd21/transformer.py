@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import Attention
+from .layers import fused, norm_silu
 
 
 class GEGLU(nn.Module):
@@ -15,7 +16,10 @@ class GEGLU(nn.Module):
         self.proj = nn.Linear(dim, 2 * dim_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        a, b = self.proj(x).chunk(2, dim=-1)
+        h = self.proj(x)
+        if (kernels := fused(h)) is not None:
+            return kernels.geglu(h)
+        a, b = h.chunk(2, dim=-1)
         return a * F.gelu(b)
 
 
@@ -61,7 +65,7 @@ class SpatialTransformer(nn.Module):
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         grid = x.shape[-2:]
         # In channels_last memory, pixels are already rows of channels: both changes of layout are views.
-        h = self.norm(x).permute(0, 2, 3, 1).flatten(1, 2)  # (B, C, H, W) -> (B, H*W, C)
+        h = norm_silu(self.norm, x, silu=False).permute(0, 2, 3, 1).flatten(1, 2)  # (B, C, H, W) -> (B, H*W, C)
         h = self.proj_in(h)
         for block in self.transformer_blocks:
             h = block(h, context, grid)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from .attention import HookSlot, SitePlace
 from .config import UNetConfig
-from .layers import Downsample, ResnetBlock, TimestepEmbedding, Upsample, timestep_embedding
+from .graphs import Graphs
+from .layers import Downsample, ResnetBlock, TimestepEmbedding, Upsample, norm_silu, timestep_embedding
 from .transformer import SpatialTransformer, TransformerBlock
 
 
@@ -126,6 +127,7 @@ class UNet(nn.Module):
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[0], config.norm_eps)
         self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
 
+        self.graphs: Graphs | None = None
         # Attributes are registered in the order they run, so that counting the blocks numbers the layers.
         self.hook_slot = HookSlot()
         blocks = [(path, module) for path, module in self.named_modules() if isinstance(module, TransformerBlock)]
@@ -135,8 +137,13 @@ class UNet(nn.Module):
             block.attn2.placement = SitePlace(f"{path}.attn2", "cross", stage, layer, self.hook_slot)
 
     def forward(self, x: Tensor, t: float | Tensor, context: Tensor) -> Tensor:
-        t = torch.as_tensor(t, dtype=torch.float32).to(x.device)  # solvers keep times in float64, which mps lacks
+        t = _times(t, x.device)
         self._check(x, t, context)
+        if self.graphs is not None and self.graphs.can_run(x, t, context):
+            return self.graphs.run(x, t, context)
+        return self._predict(x, t, context)
+
+    def _predict(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
         dtype = self.conv_in.weight.dtype
 
         time = timestep_embedding(t.reshape(-1), self.config.block_out_channels[0])  # (B or 1, width), float32
@@ -150,7 +157,14 @@ class UNet(nn.Module):
         h = self.mid_block(skips[-1], time, context)
         for block in self.up_blocks:
             h = block(h, skips, time, context)
-        return self.conv_out(F.silu(self.conv_norm_out(h))).to(x.dtype)
+        return self.conv_out(norm_silu(self.conv_norm_out, h)).to(x.dtype)
+
+    def use_graphs(self, limit: int | None = 4):
+        """From now on, record each forward on a CUDA GPU as a CUDA graph and replay it. See `graphs.Graphs`.
+
+        limit: graphs kept at a time, one for each shape of the inputs; None goes back to plain forwards.
+        """
+        self.graphs = None if limit is None else Graphs(self, limit)
 
     def _check(self, x: Tensor, t: Tensor, context: Tensor):
         channels, width = self.config.in_channels, self.config.cross_attention_dim
@@ -160,3 +174,11 @@ class UNet(nn.Module):
             raise ValueError(f"t must be one time or {len(x)}, one per row of x, got shape {tuple(t.shape)}")
         if context.ndim != 3 or context.shape[0] not in (1, len(x)) or context.shape[2] != width:
             raise ValueError(f"context must be ({len(x)} or 1, L, {width}), got {tuple(context.shape)}")
+
+
+def _times(t: float | Tensor, device: torch.device) -> Tensor:
+    """t as float32 on the device. Solvers keep times in float64, which mps lacks."""
+    on_host = not isinstance(t, Tensor) or (t.is_cpu and t.ndim == 0 and not t.requires_grad)
+    if device.type == "cuda" and on_host and not torch.compiler.is_compiling():
+        return torch.full((), float(t), dtype=torch.float32, device=device)  # a copy would wait for the GPU
+    return torch.as_tensor(t, dtype=torch.float32).to(device, non_blocking=True)

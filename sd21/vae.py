@@ -6,12 +6,11 @@ layers' weights `query`, `key`, `value` and `proj_attn`; loading renames them.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import Attention
 from .config import VAEConfig
-from .layers import Downsample, ResnetBlock, Upsample
+from .layers import Downsample, ResnetBlock, Upsample, norm_silu
 
 NORM_EPS = 1e-6  # the eps of every norm in the published VAE, whose config has no field for it
 RANGE_SLACK = 1 / 255  # half a grey level of an 8-bit image: such an excess is rounding, not another range
@@ -25,7 +24,7 @@ class PixelAttention(Attention):
         self.group_norm = nn.GroupNorm(groups, dim, NORM_EPS)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.group_norm(x).permute(0, 2, 3, 1).flatten(1, 2)  # (B, C, H, W) -> (B, H*W, C)
+        h = norm_silu(self.group_norm, x, silu=False).permute(0, 2, 3, 1).flatten(1, 2)  # (B, C, H, W) -> (B, H*W, C)
         h = super().forward(h)
         return x + h.unflatten(1, x.shape[-2:]).permute(0, 3, 1, 2)
 
@@ -98,7 +97,7 @@ class Encoder(nn.Module):
         for block in self.down_blocks:
             h = block(h)
         h = self.mid_block(h)
-        return self.conv_out(F.silu(self.conv_norm_out(h)))
+        return self.conv_out(norm_silu(self.conv_norm_out, h))
 
 
 class Decoder(nn.Module):
@@ -118,7 +117,7 @@ class Decoder(nn.Module):
         h = self.mid_block(self.conv_in(x))
         for block in self.up_blocks:
             h = block(h)
-        return self.conv_out(F.silu(self.conv_norm_out(h)))
+        return self.conv_out(norm_silu(self.conv_norm_out, h))
 
 
 class VAE(nn.Module):

@@ -96,7 +96,8 @@ class DataPrediction:
             output = guided(text, null, self.scale)
 
         shape = (len(x),) + (1,) * (x.ndim - 1)
-        alpha, sigma = (values[index].to(x).view(shape) for values in (self.grid.alpha, self.grid.sigma))
+        on_grid = (self.grid.alpha, self.grid.sigma)
+        alpha, sigma = (values[index].to(x, non_blocking=True).view(shape) for values in on_grid)
         if self.prediction_type == "epsilon":
             return (x - sigma * output) / alpha
         return alpha * x - sigma * output
@@ -163,21 +164,43 @@ def guided(text: Tensor, null: Tensor, scale: float) -> Tensor:
     return null + scale * (text - null)
 
 
-def predict(x0_fn: X0Fn, x: Tensor, i: int | Tensor) -> Tensor:
-    """x0_fn(x, i). ValueError unless it has x's shape and dtype, FloatingPointError (naming i) unless it is finite."""
+class FiniteCheck:
+    """Tells of data predictions that are not finite, when `read` asks. Reading makes the CPU wait for a GPU, so a loop
+    on a GPU reads once, at its end: what is not finite stays so until then."""
+
+    def __init__(self) -> None:
+        self.unread: list[tuple[int | Tensor, Tensor]] = []  # the index, and for each row whether it is finite
+
+    def add(self, x0_hat: Tensor, i: int | Tensor) -> None:
+        self.unread.append((i, torch.isfinite(x0_hat).flatten(1).all(1)))
+
+    def read(self) -> None:
+        """FloatingPointError, naming the index, for the first prediction that is not finite."""
+        for i, finite in self.unread:
+            if not finite.all():
+                where = torch.as_tensor(i, device="cpu").expand(len(finite))[~finite.cpu()].unique().tolist()
+                raise FloatingPointError(
+                    f"the data prediction at index i = {', '.join(map(str, where))} is not finite; check the state "
+                    f"that went in, and if the network runs in float16, run it in bfloat16 or float32"
+                )
+        self.unread.clear()
+
+
+def predict(x0_fn: X0Fn, x: Tensor, i: int | Tensor, check: FiniteCheck | None = None) -> Tensor:
+    """x0_fn(x, i). ValueError unless it has x's shape and dtype, FloatingPointError (naming i) unless it is finite.
+
+    check: where given and x lies on a GPU, the prediction is only noted there, for the caller to read.
+    """
     x0_hat = x0_fn(x, i)
     if x0_hat.shape != x.shape or x0_hat.dtype != x.dtype:
         raise ValueError(
             f"x0_fn must return what it is given, {x.dtype} of shape {tuple(x.shape)}; it returned {x0_hat.dtype} of "
             f"shape {tuple(x0_hat.shape)}. Return one prediction per state, cast to the dtype of x"
         )
-    if not torch.isfinite(x0_hat).all():
-        bad = ~torch.isfinite(x0_hat).flatten(1).all(1).cpu()
-        where = torch.as_tensor(i, device="cpu").expand(len(x))[bad].unique().tolist()
-        raise FloatingPointError(
-            f"the data prediction at index i = {', '.join(map(str, where))} is not finite; check the state that went "
-            f"in, and if the network runs in float16, run it in bfloat16 or float32"
-        )
+    noted = FiniteCheck() if check is None else check
+    noted.add(x0_hat, i)
+    if check is None or not x.is_cuda:
+        noted.read()
     return x0_hat
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .grids import Grid
-from .prediction import X0Fn, predict
+from .prediction import FiniteCheck, X0Fn, predict
 from .progress import Progress, watched
 from .tables import StepTable, add_weighted
 
@@ -42,7 +42,7 @@ def sample(
     The loop draws no random numbers and keeps no gradients. The call itself raises ValueError for arguments that do not
     fit together, and where a row weighs a data prediction that is neither run nor given. The loop raises ValueError for
     an edit or a data prediction that changes shape or dtype, and FloatingPointError (naming i) when a data prediction
-    is not finite.
+    is not finite: at once on a CPU, before the last state on a GPU.
     """
     start = check_run(x, grid, table, start, history)
     return _run(x, table, x0_fn, start, list(history), edit, progress)
@@ -97,12 +97,14 @@ def _run(
     x: Tensor, table: StepTable, x0_fn: X0Fn, start: int, history: list[Tensor], edit: Edit, progress: Progress
 ) -> Iterator[tuple[int, Tensor, Tensor | None]]:
     data = history  # D[i], D[i+1], ..., no more of them than a row can weigh
+    check = FiniteCheck()
     x = _edited(edit, start, x)
     for i in watched(range(start, 0, -1), "step", progress):
-        data = [predict(x0_fn, x, i), *data][: table.terms]
+        data = [predict(x0_fn, x, i, check), *data][: table.terms]
         yield i, x, data[0]
         a, weights = table.row(i)
         x = _edited(edit, i - 1, add_weighted(a * x, weights, data))
+    check.read()
     yield 0, x, None
 
 

@@ -32,8 +32,8 @@ class Example:
 
 
 EXAMPLES = (
-    Example("brain", ("no", 0), ("yes", 5), (184, 94, 32, 36), (148, 72, 46, 52)),
-    Example("breast", ("normal", 3), ("malignant", 6), (136, 86, 37, 43), (85, 80, 84, 96)),
+    Example("brain", ("no", 3), ("yes", 5), (176, 85, 39, 45), (164, 86, 50, 58)),
+    Example("breast", ("normal", 9), ("malignant", 6), (109, 92, 58, 50), (70, 92, 104, 90)),
 )
 
 

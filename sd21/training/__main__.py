@@ -33,19 +33,19 @@ def parser() -> Parser:
             command.add_argument("--seed", type=int, default=0)
         return command
 
-    def plan(command: argparse.ArgumentParser, steps: int, batch: int, lr: float) -> None:
+    def plan(command: argparse.ArgumentParser, steps: int, batch: int) -> None:
         command.add_argument("--steps", type=int, default=steps)
         command.add_argument("--batch", type=int, default=batch)
-        command.add_argument("--lr", type=float, default=lr, help="peak of the learning rate")
-        command.add_argument("--every", type=int, default=200, help="steps between checkpoints")
+        command.add_argument("--lr", type=float, default=1e-3, help="peak of the learning rate")
+        command.add_argument("--every", type=int, default=500, help="steps between checkpoints")
         command.add_argument("--minutes", type=float, default=float("inf"), help="end at a checkpoint before")
 
     vae = stage("vae", "the autoencoder, on crops")
-    plan(vae, steps=20_000, batch=32, lr=1e-3)
-    vae.add_argument("--crop", type=int, default=128, help="side of a crop in pixels, a multiple of 8")
+    plan(vae, steps=8000, batch=16)
+    vae.add_argument("--crop", type=int, default=256, help="side of a crop in pixels, a multiple of 8")
     latents = stage("latents", "encode all scans, and measure the scaling factor")
-    latents.add_argument("--variants", type=int, default=8, help="copies of a scan, all but the first augmented")
-    plan(stage("diffusion", "UNet and text tower, on the latents"), steps=20_000, batch=128, lr=5e-4)
+    latents.add_argument("--variants", type=int, default=16, help="copies of a scan, all but the first augmented")
+    plan(stage("diffusion", "UNet and text tower, on the latents"), steps=1600, batch=128)
     stage("export", "write the checkpoint in the diffusers layout").add_argument("--to", type=Path, required=True)
     return root
 

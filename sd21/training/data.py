@@ -197,8 +197,8 @@ def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     x = torch.where(mirror < 0.5, -1.0, 1.0) / (1 + 0.2 * zoom_x)
     y = 1 / (1 + 0.2 * zoom_y)
     rows = [x * angle.cos(), -y * angle.sin(), 0.06 * dx - 0.03, x * angle.sin(), y * angle.cos(), 0.06 * dy - 0.03]
-    theta = torch.stack(rows, dim=1).view(n, 2, 3)
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False).to(images.device)
+    theta = torch.stack(rows, dim=1).view(n, 2, 3).to(images.device)
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     moved = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
     gain = (0.9 + 0.2 * contrast).view(-1, 1, 1, 1).to(images.device)
     return ((moved + 1) * gain - 1).clamp(-1, 1)

@@ -13,7 +13,7 @@ from ..config import SchedulerConfig, TextConfig, UNetConfig
 from ..text import TextEncoder
 from ..unet import UNet
 from . import data, recipe
-from .loop import Plan, autocast, load, sound, train
+from .loop import Plan, autocast, compile_on_gpu, load, normal, sound, train
 from .tokenizer import CONTEXT_LENGTH, END, PAD, START, write_tokenizer
 
 NULL_SHARE = 0.1  # this share of the samples has the empty prompt, which guidance needs (Ho and Salimans 2022)
@@ -92,7 +92,7 @@ def train_diffusion(scans: str | Path, out: Path, plan: Plan, device: torch.devi
         null = torch.rand(batch.shape, generator=generator) < NULL_SHARE
         which = torch.where(null, 0, prompt[batch] + phrasing)
         x0 = latents["training"][batch.to(device), variant.to(device)].float()
-        return eps_loss(model, x0, which, t, torch.randn(x0.shape, generator=generator)).mean()
+        return eps_loss(model, x0, which, t, normal(x0, generator)).mean()
 
     # Every validation has the same times, noises and prompts, so that its figures can be compared.
     generator = torch.Generator().manual_seed(plan.seed)
@@ -107,4 +107,5 @@ def train_diffusion(scans: str | Path, out: Path, plan: Plan, device: torch.devi
 
     torch.manual_seed(plan.seed)
     model = Denoiser(len(vocabulary)).to(device, memory_format=torch.channels_last)
+    compile_on_gpu(model)
     return train(model, loss, validate, plan, out / "diffusion.pt")

@@ -66,8 +66,29 @@ def check_seed(seed: int) -> None:
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
-    """The CPU generator that all random numbers of a step come from, whatever the device."""
+    """The CPU generator that all random numbers of a step come from; noise comes from it through `normal`."""
     return torch.Generator().manual_seed(seed * 1_000_003 + step)
+
+
+def normal(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard normal noise of the shape and on the device of `like`.
+
+    Its own generator lives on that device, and the step's generator seeds it. A CPU would take as long to draw a batch
+    of noise as a GPU takes for the step.
+    """
+    seed = torch.randint(2**62, (), generator=generator).item()
+    own = torch.Generator(like.device).manual_seed(seed)
+    return torch.randn(like.shape, generator=own, device=like.device)
+
+
+def compile_on_gpu(*modules: nn.Module) -> None:
+    """Compile modules in place where they lie on a GPU: it halves the time of a step, and a CPU gains nothing.
+
+    Their copies, and so the average that is validated and exported, stay as they are.
+    """
+    for module in modules:
+        if next(module.parameters()).is_cuda:
+            module.compile()
 
 
 def learning_rate(step: int, plan: Plan) -> float:

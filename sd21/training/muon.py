@@ -7,6 +7,8 @@ from Liu et al. 2025, "Muon is scalable for LLM training", Eq. 4, so that one le
 AdamW's.
 """
 
+from collections import defaultdict
+
 import torch
 from torch import Tensor, nn
 
@@ -17,25 +19,25 @@ WEIGHT_DECAY = 0.01  # of both optimizers
 ADAMW_RMS = 0.2  # root mean square of a step divided by the learning rate, typical of AdamW's steps
 
 
-def orthogonalized(matrix: Tensor) -> Tensor:
-    """The matrix (m, n) with its singular values brought near 1, by Newton-Schulz iteration.
+def orthogonalized(matrices: Tensor) -> Tensor:
+    """Matrices (..., m, n) with their singular values brought near 1, by Newton-Schulz iteration.
 
     Every round multiplies by a polynomial in the Gram matrix (m, m). These polynomials commute, so the rounds work on
     the Gram matrix alone and their product is applied once. This is faster because a kernel is several times wider than
     tall.
     """
     a, b, c = QUINTIC
-    x = matrix / (matrix.norm() + 1e-7)
-    if tall := x.shape[0] > x.shape[1]:
-        x = x.T  # for the smaller Gram matrix; the result is the same
-    gram, one = x @ x.T, torch.eye(len(x), dtype=x.dtype, device=x.device)
+    x = matrices / (matrices.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    if tall := x.shape[-2] > x.shape[-1]:
+        x = x.mT  # for the smaller Gram matrix; the result is the same
+    gram, one = x @ x.mT, torch.eye(x.shape[-2], dtype=x.dtype, device=x.device)
     product = one
     for _ in range(ROUNDS):
         factor = a * one + b * gram + c * gram @ gram
         product = factor @ product
         gram = factor @ gram @ factor
     x = product @ x
-    return x.T if tall else x
+    return x.mT if tall else x
 
 
 class Muon(torch.optim.Optimizer):
@@ -48,17 +50,25 @@ class Muon(torch.optim.Optimizer):
     def step(self) -> None:
         """Take one step down the gradients. Weights without a gradient stay as they are."""
         for group in self.param_groups:
-            for weight in group["params"]:
-                if weight.grad is None:
-                    continue
-                state = self.state[weight]
-                if not state:
-                    state["average"] = torch.zeros_like(weight)
-                average = state["average"].lerp_(weight.grad, 1 - group["momentum"])
-                ahead = weight.grad.lerp(average, group["momentum"])  # Nesterov's look ahead
-                direction = orthogonalized(ahead.flatten(1)).view(weight.shape)
-                size = ADAMW_RMS * max(weight.shape[0], weight[0].numel()) ** 0.5
-                weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(direction, alpha=-group["lr"] * size)
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            # A GPU spends its time on starting kernels here, so matrices of one shape go through the rounds together.
+            alike = defaultdict(list)
+            for weight in weights:
+                alike[weight.shape[0], weight[0].numel()].append(weight)
+            for (rows, columns), some in alike.items():
+                ahead = torch.stack([self._ahead(weight, group["momentum"]).flatten(1) for weight in some])
+                size = group["lr"] * ADAMW_RMS * max(rows, columns) ** 0.5
+                for weight, direction in zip(some, orthogonalized(ahead), strict=True):
+                    weight.mul_(1 - group["lr"] * group["weight_decay"])
+                    weight.add_(direction.view(weight.shape), alpha=-size)
+
+    def _ahead(self, weight: Tensor, momentum: float) -> Tensor:
+        """Nesterov's look ahead, from the gradient and its average, which this updates."""
+        state = self.state[weight]
+        if not state:
+            state["average"] = torch.zeros_like(weight)
+        average = state["average"].lerp_(weight.grad, 1 - momentum)
+        return weight.grad.lerp(average, momentum)
 
 
 def is_hidden(name: str, weight: Tensor) -> bool:

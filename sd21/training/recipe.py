@@ -4,8 +4,8 @@ and the export read the same dictionaries, so that the exported files describe t
 from .tokenizer import CONTEXT_LENGTH
 
 LEVELS = 4
-UNET_WIDTHS = (32, 96, 160, 192)
-VAE_WIDTHS = (16, 32, 96, 192)
+UNET_WIDTHS = (64, 128, 192, 224)
+VAE_WIDTHS = (32, 64, 128, 256)
 TEXT_WIDTH = 128
 
 UNET = {
@@ -20,7 +20,7 @@ UNET = {
     "attention_head_dim": tuple(width // 32 for width in UNET_WIDTHS),  # the number of heads, as in SD 2.1
     "cross_attention_dim": TEXT_WIDTH,
     "use_linear_projection": True,
-    "norm_num_groups": 8,  # with SD's 32, the 32 channels of the finest level would each be normalised alone
+    "norm_num_groups": 8,  # with SD's 32, the 64 channels of the finest level would be normalised in twos
 }
 # "scaling_factor" is measured, and added, once the VAE is trained.
 VAE = {

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..config import VAEConfig
 from ..vae import VAE
 from . import data, recipe
-from .loop import Plan, autocast, check_seed, load, save, sound, train
+from .loop import Plan, autocast, check_seed, compile_on_gpu, load, normal, save, sound, train
 
 # The loss is L1 + L2_WEIGHT * L2 + KL_WEIGHT * KL, each a mean over its elements.
 L2_WEIGHT = 10.0  # L1 keeps edges; L2 is what PSNR measures
@@ -26,23 +26,27 @@ def posterior(vae: VAE, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def random_crops(pixels: Tensor, batch: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """Crops (B, size, size) of pixels[batch] at random places; each is mirrored with probability 1/2."""
+    """Crops (B, size, size) of pixels[batch] at random places. Each is mirrored in x, and in y, with probability 1/2:
+    the autoencoder must not learn its few hundred slices by heart, and mirroring keeps every grey level."""
     room = pixels.shape[-1] - size + 1
-    tops, lefts = torch.randint(room, (2, len(batch)), generator=generator).tolist()
-    mirrored = (torch.rand(len(batch), generator=generator) < 0.5).tolist()
-    crops = []
-    for i, top, left, mirror in zip(batch.tolist(), tops, lefts, mirrored, strict=True):
-        crop = pixels[i, top : top + size, left : left + size]
-        crops.append(crop.flip(1) if mirror else crop)
-    return torch.stack(crops)
+    corner = torch.randint(room, (2, len(batch), 1), generator=generator)
+    mirrored = torch.rand(2, len(batch), 1, generator=generator) < 0.5
+    along = torch.arange(size)
+    rows, columns = (corner + torch.where(mirrored, along.flip(0), along)).to(pixels.device)  # (B, size) each
+    return pixels[batch.to(pixels.device)[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def vary_contrast(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Images (B, 3, H, W) in [-1, 1], each with its grey levels multiplied by 0.8 to 1.2."""
+    gain = (0.8 + 0.4 * torch.rand(len(images), 1, 1, 1, generator=generator)).to(images.device)
+    return ((images + 1) * gain - 1).clamp(-1, 1)
 
 
 def vae_loss(vae: VAE, images: Tensor, generator: torch.Generator) -> Tensor:
     """The training loss of images (B, 3, H, W), with one draw from the posterior."""
     with autocast(images.device):
         mean, log_variance = posterior(vae, images)
-        noise = torch.randn(mean.shape, generator=generator).to(images.device)
-        decoded = vae.decode(mean + (0.5 * log_variance).exp() * noise).float()
+        decoded = vae.decode(mean + (0.5 * log_variance).exp() * normal(mean, generator)).float()
     error = decoded - images
     kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
     return error.abs().mean() + L2_WEIGHT * error.square().mean() + KL_WEIGHT * kl
@@ -64,7 +68,8 @@ def train_vae(scans: str | Path, out: Path, plan: Plan, crop: int, device: torch
 
     def loss(vae: VAE, generator: torch.Generator) -> Tensor:
         batch = torch.multinomial(weights, plan.batch, replacement=True, generator=generator)
-        return vae_loss(vae, data.to_images(random_crops(pixels, batch, crop, generator)), generator)
+        images = data.to_images(random_crops(pixels, batch, crop, generator))
+        return vae_loss(vae, vary_contrast(images, generator), generator)
 
     def validate(vae: VAE) -> dict[str, float]:
         figures = {"mri": [], "ultrasound": []}
@@ -77,6 +82,7 @@ def train_vae(scans: str | Path, out: Path, plan: Plan, crop: int, device: torch
 
     torch.manual_seed(plan.seed)
     vae = VAE(VAEConfig.from_dict(recipe.VAE)).to(device, memory_format=torch.channels_last)
+    compile_on_gpu(vae.encoder, vae.decoder)
     return train(vae, loss, validate, plan, out / "vae.pt")
 
 

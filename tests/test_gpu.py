@@ -28,6 +28,8 @@ from composition.runs.store import InversionStore
 from sd21.attention import attention_hook, default_kernel, describe_call, record_maps
 from sd21.config import TextConfig, UNetConfig, VAEConfig
 from sd21.text import TextEncoder
+from sd21.training.loop import Plan, Update
+from sd21.training.muon import optimizers
 from sd21.unet import UNet
 from sd21.vae import VAE
 from solvers import INVERSIONS, NoiseSchedule, data_prediction, dpm_solver_pp_2m, invert, sample, time_uniform
@@ -440,3 +442,21 @@ def test_a_pass_of_eight_rows_keeps_no_attention_map(unet):
     half(*arguments)
     torch.cuda.synchronize()
     assert torch.cuda.max_memory_allocated() - before < rows * UNetConfig().attention_head_dim[0] * 4096**2 * 2
+
+
+def test_a_recorded_training_step_does_what_a_plain_one_does(monkeypatch):
+    """The same eight steps of a small UNet, recorded after three and never recorded. Both run the same kernels."""
+    losses = {}
+    for name, plain in (("recorded", 3), ("plain", 100)):
+        monkeypatch.setattr(Update, "PLAIN_STEPS", plain)
+        unet = small_unet().float().to(DEVICE)
+        average = copy.deepcopy(unet).requires_grad_(False)
+        steppers = list(optimizers(unet, 1e-3).values())
+        update = Update(unet, average, steppers, lambda net, x, context: net(x, 500.0, context).square().mean())
+        width, plan = unet.config.cross_attention_dim, Plan(steps=8, batch=2, lr=1e-3)
+        batches = [(normal(2, 4, 16, 16, seed=k), normal(2, 7, width, seed=8 + k)) for k in range(8)]
+        losses[name] = [update(batch, plan, step).item() for step, batch in enumerate(batches)]
+        assert (update.graph is not None) == (name == "recorded")
+    # Atomic additions in the backward pass come in any order: float32's 1e-7 over eight steps.
+    assert losses["recorded"] == pytest.approx(losses["plain"], rel=1e-4)
+    assert len(set(losses["recorded"])) == 8  # a replay sees its own batch

@@ -86,14 +86,14 @@ class Killed(BaseException):
 
 
 def killed_at(step: int):
-    """An `update` that does not return from the given step."""
+    """An update that does not return from the given step."""
 
-    def update(*arguments):
-        if arguments[-1] == step:
+    def update(self, batch, plan, number):
+        if number == step:
             raise Killed
-        return whole(*arguments)
+        return whole(self, batch, plan, number)
 
-    whole = loop.update
+    whole = loop.Update.__call__
     return update
 
 
@@ -103,7 +103,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(run, scans, tmp_path, monkeypatch
     if name == "diffusion":
         (tmp_path / "latents.pt").write_bytes((run / "latents.pt").read_bytes())
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(loop, "update", killed_at(step))
+        patch.setattr(loop.Update, "__call__", killed_at(step))
         stage(name, scans, tmp_path, *options)
     stage(name, scans, tmp_path, *options)
     resumed, whole = (torch.load(folder / f"{name}.pt") for folder in (tmp_path, run))
@@ -151,7 +151,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     model = torch.nn.Linear(1, 1)
     plan = Plan(steps=2, batch=1, lr=1.0, every=1)
     with pytest.raises(FloatingPointError, match="nan on the way to step 1"):
-        loop.train(model, lambda m, g: m.weight.sum() * float("nan"), lambda m: {}, plan, tmp_path / "x.pt")
+        loop.train(model, lambda g: (), lambda m: m.weight.sum() * float("nan"), lambda m: {}, plan, tmp_path / "x.pt")
     assert not (tmp_path / "x.pt").exists()
 
 

@@ -33,7 +33,8 @@ class Denoiser(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, prompts: Tensor, which: Tensor) -> Tensor:
         """x (B, 4, h, w), t (B,), distinct prompts as ids (P, 77), and which of them each row has (B,) -> eps."""
-        return self.unet(x, t, self.text_encoder(prompts)[which])
+        # Past the encoder's own check of the ids, which would make a GPU wait.
+        return self.unet(x, t, self.text_encoder.text_model(prompts, True)[which])
 
 
 class EpsLoss:
@@ -46,8 +47,7 @@ class EpsLoss:
         self.prompts = prompts.to(device)
 
     def __call__(self, model: Denoiser, x0: Tensor, which: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """x0 and noise (B, 4, h, w), which and t (B,) -> (B,). All but x0 may lie on the CPU."""
-        which, t, noise = (tensor.to(x0.device) for tensor in (which, t, noise))
+        """x0 and noise (B, 4, h, w), which and t (B,), all on one device -> (B,)."""
         x = self.alpha[t].view(-1, 1, 1, 1) * x0 + self.sigma[t].view(-1, 1, 1, 1) * noise
         with autocast(x0.device):
             eps = model(x, t, self.prompts, which)
@@ -84,7 +84,7 @@ def train_diffusion(scans: str | Path, out: Path, plan: Plan, device: torch.devi
 
     prompt = first_prompt(training)
 
-    def loss(model: Denoiser, generator: torch.Generator) -> Tensor:
+    def draw(generator: torch.Generator) -> tuple[Tensor, ...]:
         batch = torch.multinomial(weights, plan.batch, replacement=True, generator=generator)
         variant, phrasing, t = (
             torch.randint(high, batch.shape, generator=generator) for high in (variants, phrasings, len(eps_loss.alpha))
@@ -92,14 +92,18 @@ def train_diffusion(scans: str | Path, out: Path, plan: Plan, device: torch.devi
         null = torch.rand(batch.shape, generator=generator) < NULL_SHARE
         which = torch.where(null, 0, prompt[batch] + phrasing)
         x0 = latents["training"][batch.to(device), variant.to(device)].float()
-        return eps_loss(model, x0, which, t, normal(x0, generator)).mean()
+        return x0, which.to(device), t.to(device), normal(x0.shape, device, generator)
+
+    def loss(model: Denoiser, *batch: Tensor) -> Tensor:
+        return eps_loss(model, *batch).mean()
 
     # Every validation has the same times, noises and prompts, so that its figures can be compared.
     generator = torch.Generator().manual_seed(plan.seed)
     clean = latents["held_out"].float()
     order = torch.randperm(len(clean), generator=generator)
     times = torch.linspace(0, len(eps_loss.alpha) - 1, len(clean)).long()[order]
-    fixed = (clean, first_prompt(held_out), times, torch.randn(clean.shape, generator=generator))
+    noise = torch.randn(clean.shape, generator=generator)
+    fixed = (clean, *(tensor.to(device) for tensor in (first_prompt(held_out), times, noise)))
 
     def validate(model: Denoiser) -> dict[str, float]:
         losses = [eps_loss(model, *part) for part in zip(*(tensor.split(64) for tensor in fixed), strict=True)]
@@ -108,4 +112,4 @@ def train_diffusion(scans: str | Path, out: Path, plan: Plan, device: torch.devi
     torch.manual_seed(plan.seed)
     model = Denoiser(len(vocabulary)).to(device, memory_format=torch.channels_last)
     compile_on_gpu(model)
-    return train(model, loss, validate, plan, out / "diffusion.pt")
+    return train(model, draw, loss, validate, plan, out / "diffusion.pt")

@@ -70,15 +70,12 @@ def step_generator(seed: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed * 1_000_003 + step)
 
 
-def normal(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Standard normal noise of the shape and on the device of `like`.
-
-    Its own generator lives on that device, and the step's generator seeds it. A CPU would take as long to draw a batch
-    of noise as a GPU takes for the step.
+def normal(shape: tuple[int, ...], device: torch.device, generator: torch.Generator) -> Tensor:
+    """Standard normal noise on the device. Its own generator lives there, and the step's generator seeds it: a
+    CPU would take as long to draw a batch of noise as a GPU takes for the step.
     """
     seed = torch.randint(2**62, (), generator=generator).item()
-    own = torch.Generator(like.device).manual_seed(seed)
-    return torch.randn(like.shape, generator=own, device=like.device)
+    return torch.randn(shape, generator=torch.Generator(device).manual_seed(seed), device=device)
 
 
 def compile_on_gpu(*modules: nn.Module) -> None:
@@ -102,16 +99,18 @@ def autocast(device: torch.device) -> torch.autocast:
 
 def train(
     model: nn.Module,
-    loss: Callable[[nn.Module, torch.Generator], Tensor],
+    draw: Callable[[torch.Generator], tuple[Tensor, ...]],
+    loss: Callable[..., Tensor],
     validate: Callable[[nn.Module], dict[str, float]],
     plan: Plan,
     checkpoint: Path,
 ) -> nn.Module:
     """Train `model` in place; returns the moving average of its weights, which is validated and exported.
 
-    It keeps `checkpoint` and, beside it, a CSV log, and goes on from the checkpoint if there is one. loss(model,
-    generator) draws its own batch. Raises ValueError if the checkpoint was made with another plan, and
-    FloatingPointError at a loss that is not finite.
+    It keeps `checkpoint` and, beside it, a CSV log, and goes on from the checkpoint if there is one. draw(generator)
+    gives the batch of a step: tensors on the model's device, of the same shapes in every step. loss(model, *batch)
+    draws nothing, and must not make a GPU wait for the host. Raises ValueError if the checkpoint was made with another
+    plan, and FloatingPointError at a loss that is not finite.
     """
     average = copy.deepcopy(model).eval().requires_grad_(False)
     steppers = optimizers(model, plan.lr)
@@ -119,11 +118,12 @@ def train(
     log = resume(checkpoint, parts, plan)  # one row of figures for each checkpoint
     start, earlier = (log[-1]["step"], log[-1]["minutes"]) if log else (0, 0.0)
 
+    update = Update(model, average, list(steppers.values()), loss)
     began = lap_began = time.monotonic()
     total = torch.zeros((), device=next(model.parameters()).device)
     model.train()
     for step in range(start, plan.steps):
-        total += update(model, average, steppers.values(), loss, plan, step)
+        total += update(draw(step_generator(plan.seed, step)), plan, step)
         done = step + 1
         if done % plan.every != 0 and done != plan.steps:
             continue
@@ -146,19 +146,62 @@ def train(
     return average
 
 
-def update(model: nn.Module, average: nn.Module, steppers: Iterable, loss: Callable, plan: Plan, step: int) -> Tensor:
-    """One step of the optimizers and of the average; returns the loss, ()."""
-    value = loss(model, step_generator(plan.seed, step))
-    model.zero_grad()
-    value.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
-    for stepper in steppers:
-        for group in stepper.param_groups:
-            group["lr"] = learning_rate(step, plan)
-        stepper.step()
-    decay = min(EMA_DECAY, (step + 1) / (step + 10))  # a young average forgets its random start faster
-    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
-    return value.detach()
+class Update:
+    """One step of the optimizers and of the average.
+
+    On a GPU the step is recorded as a CUDA graph when it has run a few times, and replayed from then on: a host takes
+    longer to launch its thousands of kernels one by one than the GPU takes to run them. What changes from step to step
+    therefore lies in tensors that keep their places: the batch, the learning rate and the share of the new weights in
+    the average.
+    """
+
+    PLAIN_STEPS = 3  # in which torch compiles, libraries load, and the optimizers make their states
+
+    def __init__(self, model: nn.Module, average: nn.Module, steppers: list[torch.optim.Optimizer], loss: Callable):
+        self.model, self.average, self.steppers, self.loss = model, average, steppers, loss
+        self.device = next(model.parameters()).device
+        self.done, self.graph = 0, None
+        if self.device.type == "cuda":
+            self.rate, self.share = torch.zeros(2, device=self.device)
+            self.stream = torch.cuda.Stream()
+
+    def __call__(self, batch: tuple[Tensor, ...], plan: Plan, step: int) -> Tensor:
+        """Returns the loss, ()."""
+        rate = learning_rate(step, plan)
+        share = 1 - min(EMA_DECAY, (step + 1) / (step + 10))  # a young average forgets its random start faster
+        if self.device.type != "cuda":
+            return self._step(batch, rate, share)
+        self.rate.fill_(rate)
+        self.share.fill_(share)
+        self.done += 1
+        if self.done <= self.PLAIN_STEPS:
+            self.stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.stream):
+                value = self._step(batch, self.rate, self.share)
+            torch.cuda.current_stream().wait_stream(self.stream)
+            return value
+        if self.graph is None:
+            self.batch = tuple(tensor.clone() for tensor in batch)
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph, stream=self.stream):  # records, and computes nothing
+                self.value = self._step(self.batch, self.rate, self.share)
+        for kept, given in zip(self.batch, batch, strict=True):
+            kept.copy_(given)
+        self.graph.replay()
+        return self.value.clone()
+
+    def _step(self, batch: tuple[Tensor, ...], rate: float | Tensor, share: float | Tensor) -> Tensor:
+        self.model.zero_grad()
+        value = self.loss(self.model, *batch)
+        value.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRADIENT_NORM)
+        for stepper in self.steppers:
+            for group in stepper.param_groups:
+                group["lr"] = rate
+            stepper.step()
+        old, new = list(self.average.parameters()), list(self.model.parameters())
+        torch._foreach_lerp_(old, new, share if isinstance(share, float) else [share] * len(old))
+        return value.detach()
 
 
 def resume(checkpoint: Path, parts: dict, plan: Plan) -> list[dict]:

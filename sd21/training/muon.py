@@ -51,16 +51,16 @@ class Muon(torch.optim.Optimizer):
         """Take one step down the gradients. Weights without a gradient stay as they are."""
         for group in self.param_groups:
             weights = [weight for weight in group["params"] if weight.grad is not None]
-            # A GPU spends its time on starting kernels here, so matrices of one shape go through the rounds together.
+            # These are many small kernels, so matrices of one shape go through the rounds together.
             alike = defaultdict(list)
             for weight in weights:
                 alike[weight.shape[0], weight[0].numel()].append(weight)
             for (rows, columns), some in alike.items():
                 ahead = torch.stack([self._ahead(weight, group["momentum"]).flatten(1) for weight in some])
                 size = group["lr"] * ADAMW_RMS * max(rows, columns) ** 0.5
-                for weight, direction in zip(some, orthogonalized(ahead), strict=True):
+                for weight, direction in zip(some, orthogonalized(ahead) * size, strict=True):
                     weight.mul_(1 - group["lr"] * group["weight_decay"])
-                    weight.add_(direction.view(weight.shape), alpha=-size)
+                    weight.sub_(direction.view(weight.shape))
 
     def _ahead(self, weight: Tensor, momentum: float) -> Tensor:
         """Nesterov's look ahead, from the gradient and its average, which this updates."""
@@ -82,5 +82,8 @@ def optimizers(model: nn.Module, lr: float) -> dict[str, torch.optim.Optimizer]:
     hidden, others = [], []
     for name, weight in model.named_parameters():
         (hidden if is_hidden(name, weight) else others).append(weight)
-    adamw = torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.99), weight_decay=WEIGHT_DECAY)
+    # A step that is recorded as a CUDA graph reads its learning rate, and counts its steps, in the GPU's memory.
+    on_gpu = others[0].is_cuda
+    rate = torch.tensor(lr, device=others[0].device) if on_gpu else lr
+    adamw = torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.99), weight_decay=WEIGHT_DECAY, capturable=on_gpu)
     return {"muon": Muon(hidden, lr), "adamw": adamw}

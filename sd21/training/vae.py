@@ -42,11 +42,11 @@ def vary_contrast(images: Tensor, generator: torch.Generator) -> Tensor:
     return ((images + 1) * gain - 1).clamp(-1, 1)
 
 
-def vae_loss(vae: VAE, images: Tensor, generator: torch.Generator) -> Tensor:
-    """The training loss of images (B, 3, H, W), with one draw from the posterior."""
+def vae_loss(vae: VAE, images: Tensor, noise: Tensor) -> Tensor:
+    """The training loss of images (B, 3, H, W); noise (B, 4, H/8, W/8) draws from the posterior."""
     with autocast(images.device):
         mean, log_variance = posterior(vae, images)
-        decoded = vae.decode(mean + (0.5 * log_variance).exp() * normal(mean, generator)).float()
+        decoded = vae.decode(mean + (0.5 * log_variance).exp() * noise).float()
     error = decoded - images
     kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
     return error.abs().mean() + L2_WEIGHT * error.square().mean() + KL_WEIGHT * kl
@@ -66,10 +66,11 @@ def train_vae(scans: str | Path, out: Path, plan: Plan, crop: int, device: torch
     pixels, validation = data.load_pixels(training).to(device), data.load_pixels(some).to(device)
     weights = data.sampling_weights(training)
 
-    def loss(vae: VAE, generator: torch.Generator) -> Tensor:
+    def draw(generator: torch.Generator) -> tuple[Tensor, Tensor]:
         batch = torch.multinomial(weights, plan.batch, replacement=True, generator=generator)
         images = data.to_images(random_crops(pixels, batch, crop, generator))
-        return vae_loss(vae, vary_contrast(images, generator), generator)
+        shape = (plan.batch, vae.config.latent_channels, *(side // vae.config.factor for side in images.shape[2:]))
+        return vary_contrast(images, generator), normal(shape, device, generator)
 
     def validate(vae: VAE) -> dict[str, float]:
         figures = {"mri": [], "ultrasound": []}
@@ -83,7 +84,7 @@ def train_vae(scans: str | Path, out: Path, plan: Plan, crop: int, device: torch
     torch.manual_seed(plan.seed)
     vae = VAE(VAEConfig.from_dict(recipe.VAE)).to(device, memory_format=torch.channels_last)
     compile_on_gpu(vae.encoder, vae.decoder)
-    return train(vae, loss, validate, plan, out / "vae.pt")
+    return train(vae, draw, vae_loss, validate, plan, out / "vae.pt")
 
 
 def trained_vae(out: Path, device: torch.device) -> VAE:

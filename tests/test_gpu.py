@@ -449,7 +449,7 @@ def test_a_recorded_training_step_does_what_a_plain_one_does(monkeypatch):
     losses = {}
     for name, plain in (("recorded", 3), ("plain", 100)):
         monkeypatch.setattr(Update, "PLAIN_STEPS", plain)
-        unet = small_unet().float().to(DEVICE)
+        unet = small_unet().float().to(DEVICE).requires_grad_(True)
         average = copy.deepcopy(unet).requires_grad_(False)
         steppers = list(optimizers(unet, 1e-3).values())
         update = Update(unet, average, steppers, lambda net, x, context: net(x, 500.0, context).square().mean())

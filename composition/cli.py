@@ -1,4 +1,4 @@
-"""This module is the command line, `python -m composition run | demo | batch | volume | benchmark`, and nothing else.
+"""This module is the command line, `python -m composition run | demo | pair | batch | ...`, and nothing else.
 
 The options follow from Settings, METHODS and the like, and reading those imports torch. So only the command that the
 user asks for gets its options, and the module imports everything heavy where it first needs it.
@@ -8,28 +8,43 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 from sd21.command import Parser, folder, guarded
 
-from .options import QUIET, add_fields, add_meaning, add_method, add_model, add_out, made_of, numbers
+from . import commands
+from .options import QUIET, add_fields, add_meaning, add_method, add_model, add_out, add_processes, numbers
 
-AGAIN = "the same command goes on where this one stopped, and what is whole stays"
-RESUMED = {"batch": AGAIN, "benchmark": AGAIN, "volume": AGAIN}  # what to know after Ctrl-C
+RESUMED = ("batch", "benchmark", "realism", "utility", "volume")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code of `sd21.command.guarded`. argparse itself exits with 2."""
+    line = _line_of(arguments)
     arguments = sys.argv[1:] if arguments is None else arguments
-    interrupted = RESUMED.get(next(iter(arguments), ""), "no record was written, and the same command begins anew")
+    interrupted = "no record was written, and the same command begins anew"
+    if next(iter(arguments), "") in RESUMED:
+        interrupted = f"what is whole stays, and the same command goes on where this one stopped:\n{line}"
     return guarded(lambda: _command(arguments), interrupted, tell=_inversion_told)
 
 
+def _line_of(arguments: list[str] | None) -> str:
+    """The command line that started this process, or torchrun's where that did, to be repeated in a shell."""
+    words = sys.orig_argv if arguments is None else ["python", "-m", "composition", *arguments]
+    parent = Path(f"/proc/{os.getppid()}/cmdline")
+    if "TORCHELASTIC_RUN_ID" in os.environ and parent.exists():
+        words = os.fsdecode(parent.read_bytes()).rstrip("\0").split("\0")
+    return shlex.join(words)
+
+
 def _command(arguments: list[str]) -> int:
-    options = build_parser(*arguments[:1]).parse_args(arguments)
+    options = build_parser(*arguments[:1]).parse_args(arguments, argparse.Namespace(arguments=arguments))
+    if getattr(options, "processes", 1) > 1 and "TORCHELASTIC_RUN_ID" not in os.environ:
+        from .runs.ranks import launch
+
+        return launch(arguments, options.processes)
     return options.command(options)
 
 
@@ -55,7 +70,7 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
 
 
 def _add_run(run: argparse.ArgumentParser) -> None:
-    run.set_defaults(command=_run)
+    run.set_defaults(command=commands.run)
     inputs = run.add_argument_group("inputs: PNG, JPEG, TIFF, DICOM, NIfTI; a slice of a stack as FILE#NUMBER")
     inputs.add_argument("--background", required=True, type=Path, help="the scan without a tumour")
     inputs.add_argument("--object", required=True, type=Path, help="the scan with the tumour")
@@ -71,7 +86,7 @@ def _add_run(run: argparse.ArgumentParser) -> None:
 
 
 def _add_volume(volume: argparse.ArgumentParser) -> None:
-    volume.set_defaults(command=_volume)
+    volume.set_defaults(command=commands.volume)
     inputs = volume.add_argument_group("inputs: NIfTI files, or folders of DICOM slices")
     inputs.add_argument("--background", required=True, type=Path, help="the volume without a tumour")
     inputs.add_argument("--object", required=True, type=Path, help="the volume with the tumour")
@@ -87,190 +102,84 @@ def _add_volume(volume: argparse.ArgumentParser) -> None:
     add_meaning(inputs)
     volume.add_argument("--out", required=True, type=folder, help="folder for the volume, its label, figure and record")
     volume.add_argument("-q", "--quiet", action="store_true", help=QUIET)
+    add_processes(volume, "slices")
     add_method(volume)
     add_model(volume)
     _add_settings(volume)
 
 
 def _add_demo(demo: argparse.ArgumentParser) -> None:
-    demo.set_defaults(command=_demo, method="ours", cache=None)
+    demo.set_defaults(command=commands.demo, method="ours", cache=None)
     demo.add_argument("--out", type=folder, default=Path("demo"), help="folder for the results (default: %(default)s)")
     demo.add_argument("-q", "--quiet", action="store_true", help=QUIET)
     _add_settings(demo)
 
 
 def _add_batch(batch: argparse.ArgumentParser) -> None:
+    from .runs.layouts import Export
     from .runs.limits import Limits
 
-    batch.set_defaults(command=_batch)
+    batch.set_defaults(command=commands.batch)
     batch.add_argument(
         "manifest",
         type=Path,
         help="JSON lines: background, object, object_mask, user_mask or user_box, prompt; optionally window, label, "
-        "id and settings. Files are relative to the manifest",
+        "id, settings, class, split and columns of your own. Files are relative to the manifest",
     )
     add_out(
         batch,
         "folder for metadata.jsonl, images/, masks/, records/, stored/ and labels/ of DICOM and NIfTI, and, where rows "
         "failed or were refused, errors.jsonl",
     )
+    add_processes(batch, "rows")
     add_method(batch)
     add_model(batch)
     _add_settings(batch)
+    add_fields(batch, "how the data set is laid out", Export)
     add_fields(batch, "which rows are refused, as their labels are not true; none turns a limit off", Limits)
+
+
+def _add_pair(pair: argparse.ArgumentParser) -> None:
+    from .datasets.rules import Rules
+    from .runs.pair_options import add_options
+
+    pair.set_defaults(command=commands.pair)
+    add_options(pair)
+    add_fields(pair, "how pairs are drawn, and objects varied", Rules)
 
 
 def _add_benchmark(benchmark: argparse.ArgumentParser) -> None:
     from .benchmark import command
 
-    benchmark.set_defaults(command=_benchmark)
+    benchmark.set_defaults(command=commands.benchmark)
     command.add_options(benchmark)
+    add_processes(benchmark, "composites")
     add_model(benchmark)
     _add_settings(benchmark)
+
+
+def _add_realism(realism: argparse.ArgumentParser) -> None:
+    from .realism import command
+    from .realism.choices import Choices
+
+    realism.set_defaults(command=commands.realism)
+    command.add_options(realism)
+    add_fields(realism, "crops and measures", Choices)
+
+
+def _add_utility(utility: argparse.ArgumentParser) -> None:
+    from .utility import command
+    from .utility.training import Training
+
+    utility.set_defaults(command=commands.utility)
+    command.add_options(utility)
+    add_fields(utility, "training", Training)
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
     from .settings import Settings
 
     add_fields(parser, "method", Settings)
-
-
-def _settings(options: argparse.Namespace):
-    from .settings import Settings
-
-    return made_of(options, Settings)
-
-
-def _model_loader(options: argparse.Namespace) -> Callable:
-    """A function that loads the model the options name. Under torchrun every process takes a device of its own.
-
-    Raises ValueError for a device that cannot be had.
-    """
-    import torch
-
-    import sd21
-    from sd21.model import find_device
-
-    if torch.distributed.is_torchelastic_launched() and torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-    return partial(
-        sd21.load,
-        options.model,
-        device=find_device(options.device),  # whose error comes before any work
-        dtype=options.dtype and getattr(torch, options.dtype),
-        revision=options.revision,
-        variant=options.variant,
-        prediction_type=options.prediction_type,
-        tokenizer=options.tokenizer,
-        local_files_only=options.local_files_only,
-    )
-
-
-def _run(options: argparse.Namespace) -> int:
-    from .runs.request import FILES, Request
-    from .runs.store import InversionStore
-
-    files = {name: getattr(options, name) for name in FILES if getattr(options, name) is not None}
-    request = Request(files, options.user_box, options.prompt, options.window, options.label)
-    inversions = InversionStore(options.cache) if options.cache else None  # without, both scans are one batch
-    return _compose_one(request, options, _model_loader(options), inversions)
-
-
-def _demo(options: argparse.Namespace) -> int:
-    import sd21
-
-    from .mini.demo import demo_request
-
-    return _compose_one(demo_request(), options, partial(sd21.load, "mini"), None)
-
-
-def _compose_one(request, options: argparse.Namespace, load_model: Callable, inversions) -> int:
-    from .runs.cautions import cautions
-    from .runs.single import run_single
-
-    composition, files = run_single(
-        request,
-        options.out,
-        load_model,
-        _settings(options),
-        method=options.method,
-        inversions=inversions,
-        cache=options.cache,
-        quiet=options.quiet,
-    )
-    _warn(cautions(composition))
-    if not options.quiet:
-        rows = sum(composition.rows.values())
-        print(f"{options.out}: {', '.join(path.name for path in files)}; {rows} rows through the network")
-    return 0
-
-
-def _volume(options: argparse.Namespace) -> int:
-    from .runs.cautions import volume_cautions
-    from .runs.volume import VolumeRequest, run_volume
-
-    told = run_volume(
-        made_of(options, VolumeRequest),
-        options.out,
-        _model_loader(options),
-        _settings(options),
-        method=options.method,
-        quiet=options.quiet,
-    )
-    if told is None:  # another rank speaks
-        return 0
-    _warn(volume_cautions(told))
-    if options.quiet:
-        return 0
-    steps = "" if told["steps"]["ratio"] is None else f", grey steps {told['steps']['ratio']:.2f} times the object's"
-    print(f"{options.out}: {len(told['slices'])} slices, {told['millilitres']:.2f} ml{steps}; {told['rows']} rows")
-    return 0
-
-
-def _warn(cautions: list[str]) -> None:
-    for text in cautions:
-        print(f"warning: {text}", file=sys.stderr)
-
-
-def _batch(options: argparse.Namespace) -> int:
-    from .runs.batch import run_batch
-    from .runs.limits import Limits
-
-    summary = run_batch(
-        options.manifest,
-        options.out,
-        _model_loader(options),
-        _settings(options),
-        method=options.method,
-        cache=options.cache,
-        limits=made_of(options, Limits),
-        quiet=options.quiet,
-    )
-    if summary is None:  # another rank speaks
-        return 0
-    if not options.quiet:
-        print(summary)
-    if summary.bad:
-        error = f"{summary.bad} of {summary.rows} rows failed or were refused, see {options.out / 'errors.jsonl'}"
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-def _benchmark(options: argparse.Namespace) -> int:
-    from .benchmark import command, run_benchmark
-
-    settings, load_model, request = _settings(options), _model_loader(options), command.request_of(options)
-    networks = command.networks_of(options)
-    errors = run_benchmark(request, options.out, load_model, settings, networks, quiet=options.quiet)
-    if errors is None:  # another rank speaks
-        return 0
-    if errors:
-        print(f"error: {len(errors)} composites failed, see {options.out / 'errors.jsonl'}", file=sys.stderr)
-        return 1
-    if not options.quiet:
-        print((options.out / "table.md").read_text(encoding="utf-8"))
-    return 0
 
 
 # Name: its line of help, its description, and what adds its options.
@@ -280,6 +189,12 @@ COMMANDS = {
         "one composition with what ships with the package: no network, no files needed",
         "One composition with the checkpoint and the scans that ship with the package.",
         _add_demo,
+    ),
+    "pair": (
+        "a manifest for batch, drawn from two folders: scans with a tumour and scans without",
+        "Draw pairs of a tumour and a place in a tumour-free scan, as a manifest that batch reads. The same scans and "
+        "the same seed give the same manifest.",
+        _add_pair,
     ),
     "batch": (
         "many compositions from a manifest, as a data set; run it again to resume",
@@ -301,5 +216,19 @@ COMMANDS = {
         "resumes a run that was killed; with more methods, or --ablations, it adds to one that is done. Tables show "
         "what the command names. Under torchrun, as for batch, several processes share the composites out.",
         _add_benchmark,
+    ),
+    "realism": (
+        "how real composed tumours look, beside real ones; a blinded reader study",
+        "Compare crops around composed tumours with crops around real ones: by a classifier that tries to tell them "
+        "apart, grey levels, radiomics and MMD, with real against real as the floor. The same command resumes a run "
+        "that was killed. --reader-study writes a study for human readers, and --score SHEET ... --key KEY scores it.",
+        _add_realism,
+    ),
+    "utility": (
+        "whether a segmenter learns more from composites",
+        "Train a small segmenter on N real scans, with and without composites of their tumours, and score it on scans "
+        "that it has not seen. The same command resumes a run that was killed. Under torchrun, as for batch, several "
+        "processes share the trainings out.",
+        _add_utility,
     ),
 }

@@ -68,6 +68,20 @@ def add_out(parser: argparse.ArgumentParser, about: str) -> None:
     parser.add_argument("-q", "--quiet", action="store_true", help=QUIET)
 
 
+def add_processes(parser: argparse.ArgumentParser, items: str) -> None:
+    about = (
+        f"processes on this machine that share the {items} out, one for each GPU; as torchrun starts them (default: 1)"
+    )
+    parser.add_argument("--processes", type=count, default=1, metavar="N", help=about)
+
+
+def count(text: str) -> int:
+    """A whole number from 1 to 1024."""
+    if not text.isdecimal() or len(text) > 4 or not 1 <= int(text) <= 1024:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 to 1024, got {shown(text)}")
+    return int(text)
+
+
 def add_method(parser: argparse.ArgumentParser) -> None:
     from .methods import METHODS
 

@@ -29,18 +29,16 @@ def atomic(path: str | Path) -> Iterator[Path]:
     On success it becomes `path`; on an error it is removed. A kill leaves at most the temporary behind, which
     `remove_partial` removes if it is a file: `path` itself is the old file or the whole new one. Several processes, on
     several machines, may write the same file; the last one wins. A folder does not replace another folder: that raises
-    OSError. The folder that `path` lies in is made. An OSError that is not another file's names `path`, also where the
-    system does not say what is full.
+    OSError (see `whole_folder`). The folder that `path` lies in is made. An OSError that is not another file's names
+    `path`, also where the system does not say what is full.
     """
     path = Path(path)
     # The name does not come from tempfile: only the owner can read mkstemp's files, and the rename would keep that.
-    temporary = path.with_name(f"{TEMPORARY}{_owner.get()}{uuid.uuid4().hex}{''.join(path.suffixes)}")
+    temporary = path.with_name(_temporary_name() + "".join(path.suffixes))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        for file in (file for file in (temporary, *temporary.rglob("*")) if file.is_file()):
-            with file.open("r+b") as opened:
-                os.fsync(opened.fileno())  # without it, a power cut can leave the new name on an empty file
+        _sync(temporary)
         os.replace(temporary, path)
     except OSError as error:
         if error.filename not in (None, str(temporary), str(path)):
@@ -50,6 +48,33 @@ def atomic(path: str | Path) -> Iterator[Path]:
         raise OSError(error.errno, f"{error.strerror}; it was not written", str(path)) from error
     finally:
         _remove(temporary)
+
+
+@contextmanager
+def whole_folder(path: str | Path) -> Iterator[Path]:
+    """Yield an empty temporary folder beside `path`, where the caller writes. On success it takes the place of `path`,
+    whatever folder was there; where the caller wrote nothing, `path` is gone.
+
+    After an error `path` is the old folder. After a kill it is the old one, or the whole new one, or it is absent, and
+    `remove_partial` removes the rest. Raises OSError.
+    """
+    path = Path(path)
+    temporary, old = (path.with_name(_temporary_name()) for _ in range(2))
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        _sync(temporary)
+        if os.path.lexists(path):
+            os.replace(path, old)  # because a folder replaces no other folder
+        if any(temporary.iterdir()):
+            os.replace(temporary, path)
+    except BaseException:
+        if os.path.lexists(old):
+            os.replace(old, path)
+        raise
+    finally:
+        _remove(temporary)
+        _remove(old)
 
 
 @contextmanager
@@ -64,15 +89,27 @@ def temporaries_of(owner: str) -> Iterator[None]:
 
 
 def remove_partial(folder: Path, owner: str) -> None:
-    """Remove the files that killed writers of this owner left anywhere under `folder`, and no others."""
+    """Remove the files, and the folders of `whole_folder`, that killed writers of this owner left anywhere under
+    `folder`, and no others."""
     ours = re.compile(re.escape(f"{TEMPORARY}{owner}-") + r"[0-9a-f]{32}(\.[^/]*)?")
     for path in list(folder.rglob(f"{TEMPORARY}{owner}-*")):
-        if ours.fullmatch(path.name) and path.is_file():
-            path.unlink(missing_ok=True)
+        if (match := ours.fullmatch(path.name)) and (path.is_file() or (path.is_dir() and not match[1])):
+            _remove(path)
+
+
+def _temporary_name() -> str:
+    return f"{TEMPORARY}{_owner.get()}{uuid.uuid4().hex}"
+
+
+def _sync(path: Path) -> None:
+    """Bring a file, or all files in a folder, to the disk: else a power cut can leave the new name on an empty file."""
+    for file in (file for file in (path, *path.rglob("*")) if file.is_file()):
+        with file.open("r+b") as opened:
+            os.fsync(opened.fileno())
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

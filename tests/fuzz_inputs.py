@@ -20,21 +20,33 @@ import numpy as np
 import torch
 from composition_files import row, write_scans
 from fake_model import FakeModel
+from folder_scans import coco_file, disc, draw_folders, runs_of, via_file
 from PIL import Image
 from safetensors.torch import save_file
 from small_models import SCHEDULER_JSON, TEXT_JSON, UNET_JSON, VAE_JSON
 
 import sd21
 from composition import Settings, cli, compose
+from composition.datasets.folders import read_folder as read_scans
+from composition.datasets.reading import LeftOut
+from composition.datasets.rules import Rules
 from composition.inversions import Trajectory
 from composition.placement import Sample
+from composition.realism.choices import Choices
+from composition.realism.crops import cut
+from composition.realism.scoring import score
+from composition.realism.sets import read_set
+from composition.runs.columns import SPLITS, TAKEN
+from composition.runs.layouts import LAYOUTS
 from composition.runs.limits import Limits
 from composition.runs.manifest import read_manifest
 from composition.runs.placed_volume import VolumeRequest, place_volume
 from composition.runs.record import read_kept
 from composition.runs.store import InversionStore
-from composition.scans.errors import PlacementError, ScanError
+from composition.scans.errors import DatasetError, PlacementError, ScanError, SheetError
 from composition.scans.images import Scan, read_mask, read_scan
+from composition.scans.slices import Meaning
+from composition.variation import Variation, varied_mask, vary
 from sd21.config import ConfigError, SchedulerConfig, TextConfig, UNetConfig, VAEConfig
 from sd21.sources import read_folder
 from sd21.text import TextEncoder
@@ -396,18 +408,22 @@ def model_folder(draw: random.Random, folder: Path) -> None:
     read_folder(folder, draw.choice((None, None, "fp16")), draw.choice((None, "epsilon", "v_prediction")), None)
 
 
+NAMES = (["age"], ["bbox"], ["image"], ["a_file_name"], [""], ["\ud83d"], ["a\nb"], ["n" * 5000], ["é\u2028"], ["id "])
+
+
 def manifest(draw: random.Random, folder: Path) -> None:
     """Lines of a manifest: each that holds anything is a row or a bad row, and none costs another."""
     write_scans(folder)
     lines = []
     for number in range(draw.choice((0, 1, 3, 8))):
         entry = row(number, id=draw.choice((f"r{number}", None, "same")))
-        for name in draw.sample(
-            [*entry, "user_mask", "settings", "window", "label", "mystery"], draw.choice((0, 0, 1, 2))
-        ):
+        known = [*entry, "user_mask", "settings", "window", "label", "variation", "class", "split"]
+        for name in draw.sample([*known, "mystery", *draw.choice(NAMES)], draw.choice((0, 0, 1, 2))):
             entry[name] = nasty(draw)
         if draw.random() < 0.1:
             entry["settings"] = {draw.choice([one.name for one in fields(Settings)]): nasty(draw)}
+        if draw.random() < 0.1:
+            entry["variation"] = {draw.choice([one.name for one in fields(Variation)]): nasty(draw)}
         text = json.dumps(entry, ensure_ascii=draw.random() < 0.5).encode("utf-8", "surrogatepass")
         lines.append(damaged(draw, text).replace(b"\n", b" ") if draw.random() < 0.2 else text)
     content = draw.choice((b"", b"\xef\xbb\xbf")) + draw.choice((b"\n", b"\r\n")).join(lines)
@@ -422,11 +438,60 @@ def manifest(draw: random.Random, folder: Path) -> None:
     for one in rows:
         json.dumps(one.request.describe())
         json.dumps(asdict(one.settings), allow_nan=False)
+        json.dumps(one.columns, allow_nan=False, ensure_ascii=False).encode()
+        assert not TAKEN & one.columns.keys() and one.columns.get("split", "test") in SPLITS
+    kinds = {name: {type(one.columns.get(name)) for one in rows} for one in rows for name in one.columns}
+    assert all(len(found - {type(None), int, float}) <= 1 for found in kinds.values()), kinds
+
+
+def batch(draw: random.Random, folder: Path) -> None:
+    """`batch` with rows, layouts and names that make no sense: an exit code, and a layout only of rows in the table."""
+    write_scans(folder)
+    rows = [
+        row(n, split=draw.choice((None, "train", "test")), age=draw.choice((None, n, nasty(draw)))) for n in range(2)
+    ]
+    text = "".join(json.dumps(one) + "\n" for one in rows)
+    (folder / "manifest.jsonl").write_text(text, encoding="utf-8", errors="surrogatepass")
+    layout = draw.choice(tuple(LAYOUTS))
+    given = {"out": folder / "out", "layout": layout, "method": "copy-paste", "min-contrast": "none"}
+    words = (
+        "",
+        "-1",
+        "0",
+        "1",
+        "999",
+        "1000",
+        "nan",
+        "a b",
+        "../x",
+        "a\nb",
+        "\udcff",
+        "é" * 300,
+        "background",
+        "x" * 99,
+    )
+    for name in draw.sample(
+        ["label-name", "dataset-id", "dataset-name", "layout", "processes"], draw.choice((0, 1, 1))
+    ):
+        given[name] = draw.choice(words if name != "processes" else words[:3])
+    arguments = ["batch", str(folder / "manifest.jsonl"), *(f"--{name}={value}" for name, value in given.items())]
+    said, sd21.load = io.StringIO(), lambda *_, **__: FakeModel(64)
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
+        try:
+            code = cli.main(arguments)
+        except SystemExit as stop:
+            code = stop.code
+    told = said.getvalue()
+    assert code in (0, 1, 2) and "Traceback" not in told, told
+    if code == 0 and given["layout"] != "imagefolder":
+        assert list((folder / "out" / given["layout"]).rglob("*case0*"))
+    if code == 2:
+        raise ValueError(told.strip().splitlines()[-1])
 
 
 def settings(draw: random.Random, folder: Path) -> None:
     """Settings and limits: what is accepted goes through JSON and comes back the same."""
-    kind = draw.choice((Settings, Settings, Limits))
+    kind = draw.choice((Settings, Settings, Limits, Rules, Variation))
     names = draw.sample([one.name for one in fields(kind)], draw.choice((1, 1, 2)))
     others = (np.float32(2), np.int64(3), np.bool_(True), np.array([1, 2]), b"2", 2j, object, torch.tensor(2.0))
     made = kind(**{name: draw.choice((nasty(draw), draw.choice(others))) for name in names})
@@ -568,7 +633,164 @@ def volume(draw: random.Random, folder: Path) -> None:
         assert np.isfinite(sample.obj.values()).all() and sample.obj.size == sample.background.size
 
 
+def outlines(draw: random.Random, folder: Path) -> None:
+    """VIA and COCO files with values that nobody expects, or damaged: what can be used is, and the rest is counted."""
+    root, file = draw_folders(folder, objects=2, backgrounds=0) / "tumour", folder / "outlines.json"
+    if draw.random() < 0.5:
+        via_file(file, {"o0.png": (40, 40, 9), "o1.png": (50, 40, 9)})
+    else:
+        shapes = [[[30, 20, 60, 20, 60, 50]], runs_of(disc((50, 40, 9)))]
+        coco_file(file, {"o0.png": [shapes[0]], "o1.png": draw.sample(shapes, 2)}, {"o0.png": "a", "o1.png": "b"})
+    content = json.loads(file.read_text())
+    for _ in range(draw.choice((0, 1, 1, 2))):
+        node = content
+        while isinstance(node, dict | list) and node:
+            key = draw.choice(list(node) if isinstance(node, dict) else range(len(node)))
+            if draw.random() < 0.25 or not isinstance(node[key], dict | list):
+                node[key] = nasty(draw)
+                break
+            node = node[key]
+    text = json.dumps(content).encode("utf-8", "surrogatepass")
+    file.write_bytes(damaged(draw, text) if draw.random() < 0.2 else text)
+    found = read_scans(root, file, None, name="pair", prompt="a tumour")
+    for one in found.objects:
+        assert one.mask.dtype == bool and one.mask.any() and one.mask.shape == read_scan(one.path).size
+    assert found.objects or found.left_out.names
+    json.dumps(found.left_out.names)
+
+
+def variation(draw: random.Random, folder: Path) -> None:
+    """Scans of any kind and masks of any shape, varied in any way that is allowed: nothing of the mask is lost."""
+    shape = (draw.choice((5, 33, 60)), draw.choice((4, 16, 61)))
+    dtype = draw.choice((np.uint8, np.uint16, np.int16, np.int64, np.float32))
+    values = pixels(draw, (*shape, 3) if dtype in (np.uint8, np.uint16) and draw.random() < 0.5 else shape, dtype)
+    if dtype == np.float32 and draw.random() < 0.5:
+        values.flat[: draw.choice((1, 20))] = draw.choice((np.nan, np.inf, -np.inf))
+    generator = np.random.default_rng(draw.randrange(2**32))
+    mask = np.zeros(shape, dtype=bool)
+    y, x = (sorted(generator.integers(0, length, 2)) for length in shape)
+    mask[y[0] : y[1] + 1, x[0] : x[1] + 1] = True
+    spacing = draw.choice((None, (1.0, 1.0), (0.5, 3.0), (4.0, 0.5)))
+    scan = Scan(values, meaning=Meaning(spacing=spacing, measured=spacing is not None))
+    change = Variation(
+        draw.random() < 0.5,
+        draw.choice((0, 90, -180, draw.uniform(-180, 180))),
+        draw.choice((0.0, draw.uniform(0, 0.15))),
+        draw.choice((1.0, draw.uniform(0.25, 4))),
+        draw.choice((1.0, 0.1, 10)),
+        draw.randrange(2**53),
+    )
+    varied, moved = vary(scan, mask, change)
+    assert varied.size == moved.shape and varied.pixels.dtype == dtype and varied.pixels.ndim == values.ndim
+    assert np.array_equal(moved, varied_mask(mask, change, scan.meaning.aspect)) and moved.any()
+    assert moved.shape[0] >= shape[0] and moved.shape[1] >= shape[1]
+    check_scan(varied)
+
+
+def pair(draw: random.Random, folder: Path) -> None:
+    """`pair` with options that make no sense: an exit code, one line for an error, and then no manifest."""
+    root = draw_folders(folder, objects=2, backgrounds=2)
+    given = {
+        "backgrounds": root / "free", "objects": root / "tumour", "count": 2, "prompt": "a tumour",
+        "out": folder / "m.jsonl",
+    }  # fmt: skip
+    options = [one.name.replace("_", "-") for one in fields(Rules) if one.name != "flip"]
+    words = ("", "-1", "0", "1", "0.1", "nan", "inf", "1e300", "1" * 5000, "none", "a=1", "a\nb", "\udcff", "/dev/zero")
+    others = ("seed", "object-masks", "label", "split", "split-by", "patient", "busi")
+    for name in draw.sample([*given, *options, *others], draw.choice((1, 1, 2))):
+        given[name] = draw.choice((*words, folder, root / "free", root / "free" / "b0.png", folder / "none"))
+    said = io.StringIO()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
+        try:
+            code, parsed = cli.main(["pair", *(f"--{name}={value}" for name, value in given.items())]), True
+        except SystemExit as stop:
+            code, parsed = stop.code, False
+    assert code in (0, 2) and "Traceback" not in said.getvalue(), said.getvalue()
+    out = Path(given["out"])
+    if code == 0:
+        rows, bad = read_manifest(out, Settings())
+        assert rows and not bad
+    elif parsed:
+        (_,) = (line for line in said.getvalue().splitlines() if line.startswith("error: "))
+        assert not (folder / "m.jsonl").exists()
+
+
+def reader_sheet(draw: random.Random, folder: Path) -> None:
+    """A sheet and a key of a reader study, damaged or filled in oddly: what is scored was asked, once."""
+    names = [f"{number:04d}" for number in range(1, 9)]
+    key = "crop,set,file,digest\n" + "".join(f"{name},{draw.choice(('real', 'ours'))},a.png,00\n" for name in names)
+    words = ("real", "synthetic", "R", "s", "real", "real", "", "maybe", '"', "é", "real,", "a\nb")
+    answers = [draw.choice(words if draw.random() < 0.05 else words[:6]) for _ in names]
+    given = [draw.choice(names) if draw.random() < 0.02 else name for name in names]
+    lines = [f"{draw.choice(('A', 'A', ''))},{name},{answer},3" for name, answer in zip(given, answers, strict=True)]
+    sheet = "\n".join(["reader,crop,answer,confidence", *lines])
+    for path, text in (("sheet.csv", sheet), ("key.csv", key)):
+        content = text.encode()
+        Path(folder, path).write_bytes(damaged(draw, content) if draw.random() < 0.3 else content)
+    for one in score([folder / "sheet.csv"], folder / "key.csv"):
+        assert 0 <= one.right <= one.read <= len(names) and 0 <= one.low <= one.right / one.read <= one.high <= 1
+
+
+def realism_command(draw: random.Random, folder: Path) -> None:
+    """`realism` with options that make no sense: refused in one line before any work, and nothing is left."""
+    write_scans(folder / "real")
+    given = {"real": folder / "real", "composites": f"ours={folder / 'real'}", "out": folder / "out"}
+    options = [one.name.replace("_", "-") for one in fields(Choices)]
+    words = (
+        "",
+        "-1",
+        "0",
+        "1",
+        "nan",
+        "inf",
+        "1e300",
+        "1" * 5000,
+        "a=",
+        "=b",
+        "a\nb",
+        "\udcff",
+        "/dev/zero",
+        "a=/dev/zero",
+    )
+    for name in draw.sample([*given, *options, "busi", "br35h", "score", "key"], draw.choice((1, 1, 2))):
+        given[name] = draw.choice((*words, folder, folder / "real" / "m.png", f"a={folder}"))
+    output, said = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(said):
+        try:
+            code = cli.main(["realism", *(f"--{name}={value}" for name, value in given.items()), "-q"])
+        except SystemExit as stop:
+            code = stop.code
+    told = said.getvalue()
+    assert code == 2 and "Traceback" not in told, told  # three scans without masks are no set
+    (error,) = (line for line in told.splitlines() if line.startswith("error: "))
+    assert len(error) <= 6000 and not (folder / "out").exists(), error
+
+
+def labelled_set(draw: random.Random, folder: Path) -> None:
+    """Folders of labelled scans, as batch and as others leave them, with odd tables and damaged files: crops are of one
+    size, and what is none is counted."""
+    write_scans(folder)
+    (folder / "m.png").rename(folder / "s0_mask.png")
+    if draw.random() < 0.7:
+        row = {"file_name": "s0.png", "mask_file_name": "s0_mask.png", "inputs": {"object": {"sha256": "00"}}}
+        for name in draw.sample(list(row), draw.choice((0, 0, 1))):
+            row[name] = nasty(draw)
+        text = json.dumps(row).encode("utf-8", "surrogatepass")
+        table = damaged(draw, text) if draw.random() < 0.2 else text
+        (folder / "metadata.jsonl").write_bytes(table + draw.choice((b"", b"\n", b"\n\n")))
+    if draw.random() < 0.3:
+        path = folder / draw.choice(("s0.png", "s0_mask.png"))
+        path.write_bytes(damaged(draw, path.read_bytes()))
+    left_out = LeftOut()
+    choices = Choices(margin=draw.choice((0, 0.25, 4)), size=63, rim=draw.choice((1, 3, 64)))
+    for crop in cut(read_set(folder, left_out), replace(choices, size=draw.choice((63, 64))), left_out):
+        assert crop.pixels.shape == crop.mask.shape == crop.rim.shape and crop.mask.any() and crop.rim.any()
+
+
 KINDS = {
+    "reader sheet": Kind(reader_sheet, (SheetError,)),
+    "realism command": Kind(realism_command, ()),
+    "labelled set": Kind(labelled_set, (DatasetError,)),
     "image": Kind(image, (ScanError,)),
     "mask": Kind(mask, (ScanError,)),
     "dicom": Kind(dicom, (ScanError,)),
@@ -577,10 +799,14 @@ KINDS = {
     "config": Kind(config, (ConfigError,)),
     "model folder": Kind(model_folder, (CheckpointError, ConfigError)),
     "manifest": Kind(manifest, ()),
+    "batch": Kind(batch, (ValueError,)),
     "settings": Kind(settings, (ValueError,)),
     "command": Kind(command, ()),
     "composition": Kind(composition, (ScanError, PlacementError, ValueError)),
     "stored inversion": Kind(stored_inversion, ()),
     "record": Kind(record, ()),
+    "outlines": Kind(outlines, (DatasetError,)),
+    "variation": Kind(variation, (ScanError,)),
+    "pair": Kind(pair, ()),
     "volume": Kind(volume, (ScanError, PlacementError)),
 }

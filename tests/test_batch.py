@@ -177,7 +177,7 @@ def test_bad_rows_are_reported_and_the_others_go_on(tmp_path):
         ("[" * 100_000, "not a JSON object"),
         ("[1, 2]", "expected a JSON object, got list"),
         (row(2, prompt=None), "prompt"),
-        (row(3, colour="red"), "unknown: colour"),
+        (row(3, colour={"red": 1}), "the column 'colour': expected a text, a number"),
         (row(4, id="../up"), "id names files"),
         (row(5, id="CASE0"), "taken by line 1"),
         (row(6, background="none.png"), "there is no such file"),

@@ -310,7 +310,10 @@ def bad_lines() -> list[tuple[bytes, str]]:
         (line(user_box=None, user_mask=None), "either as a user mask or as a user box"),
         (line(id="i" * 129), "129 characters"),
         (line().replace(b'"prompt"', b'"prompt": "a", "prompt"'), "'prompt' is there twice"),
-        (line(**{"k" * 10_000: 1}), "unknown: kkk"),
+        (line(variation={"k" * 10_000: 1}), "unknown variation: 'kkk"),
+        (line(variation=[1]), "variation is an object"),
+        (line(variation={"rotation": "left"}), "rotation is a number from -180.0 to 180.0, got 'left'"),
+        (line(**{"k" * 10_000: 1}), "its name is a text in one line of 1 to 64 characters"),
     ]
 
 

@@ -18,7 +18,8 @@ from composition.datasets import (
     read_br35h,
     read_busi,
 )
-from composition.datasets.drawing import draw_pairs, mask_sha256, shrunk, unsuitable, user_box
+from composition.datasets.drawing import draw_pairs, mask_sha256, shrunk
+from composition.datasets.rules import unsuitable, user_box
 from composition.datasets.tissue import enclosed, largest_piece, otsu_threshold, tissue_mask
 from composition.placement import Sample, bounding_box
 from composition.runs.manifest import read_manifest

@@ -15,7 +15,7 @@ from fake_model import FakeModel
 from PIL import Image
 
 import sd21
-from composition import Settings, box_mask, cli, compose, read_mask, read_scan
+from composition import Settings, box_mask, cli, commands, compose, read_mask, read_scan
 from composition.mini import demo
 from composition.options import made_of
 from composition.placement import place
@@ -201,11 +201,11 @@ def test_every_setting_has_an_option_with_its_default_and_help(capsys):
     parser = cli.build_parser("run")
     required = ["--background", "b", "--object", "o", "--object-mask", "m", "--user-box", "1,2,3,4", "--prompt", "p"]
     options = parser.parse_args(["run", *required, "--out", "d"])
-    assert cli._settings(options) == Settings()
+    assert commands.settings_of(options) == Settings()
     changed = ["--lower-order-final", "--exceptional-token", "7", "--guidance-scale", "5", "--max-batch", "8"]
     options = cli.build_parser("batch").parse_args(["batch", "m.jsonl", "--out", "d", *changed])
     expected = replace(Settings(), lower_order_final=True, exceptional_token=7, guidance_scale=5.0, max_batch=8)
-    assert cli._settings(options) == expected
+    assert commands.settings_of(options) == expected
     for name in ("run", "batch", "demo"):
         with pytest.raises(SystemExit):
             cli.build_parser(name).parse_args([name, "--help"])

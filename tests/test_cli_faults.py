@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -163,22 +164,32 @@ sys.exit(cli.main([one for one in sys.argv[1:] if one != "-q"]))
     assert (out / "record.json").exists()
 
 
-def test_ctrl_c_is_one_line_that_says_how_to_go_on(tmp_path):
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_ctrl_c_says_how_to_go_on(tmp_path, processes):
     """Sent to a batch that has made its first row; the same command then makes the rest."""
     scans, model = write_scans(tmp_path / "scans"), write_tiny_model(tmp_path / "model")
     rows, out = [row(n % 20, id=f"row{n}") for n in range(40)], tmp_path / "out"
     manifest = write_manifest(scans / "manifest.jsonl", rows)
     command = [sys.executable, "-m", "composition", "batch", manifest, "--out", out, "--model", model, "-q"]
     command += ["--device", "cpu", "--min-contrast", "none", *FAST]
+    command += ["--processes", processes]
     process = subprocess.Popen(
-        list(map(str, command)), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        list(map(str, command)),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     while process.poll() is None and not list(out.glob("records/row*.json")):
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all processes of the command
     output, told = process.communicate(timeout=300)
     assert process.returncode == 130 and output == ""
-    assert told.strip().splitlines() == ["interrupted: " + cli.AGAIN]
+    interrupted, again = told.strip().splitlines()
+    assert interrupted.endswith("what is whole stays, and the same command goes on where this one stopped:")
+    assert shlex.split(again) == list(map(str, command))
     made = len(list(out.glob("records/row*.json")))
     assert 0 < made < 40 and not (out / "metadata.jsonl").exists() and not list(out.rglob(".*"))
     done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=300)

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from composition.datasets import read_br35h, read_busi
-from composition.datasets.br35h import FARTHEST, via_mask
+from composition.datasets.outlines import FARTHEST, via_mask
 from composition.scans.errors import DatasetError
 
 DATA = Path(__file__).parents[2] / "shared" / "data"

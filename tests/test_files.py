@@ -92,6 +92,48 @@ def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path):
         assert (folder / f"{killed}.model" / "part" / "file").exists()
 
 
+def test_a_folder_takes_the_place_of_another_as_a_whole(tmp_path):
+    path = tmp_path / "made" / "layout"
+    for text in ("first", "second"):
+        with files.whole_folder(path) as temporary:
+            (temporary / text).write_text(text)
+            assert names(path) == ([] if text == "first" else ["first"])
+        assert names(path) == [text] and names(path.parent) == ["layout", f"layout/{text}"]
+    with pytest.raises(RuntimeError, match="deliberate"), files.whole_folder(path) as temporary:
+        (temporary / "third").write_text("half")
+        raise RuntimeError("deliberate")
+    assert names(path.parent) == ["layout", "layout/second"]
+    with files.whole_folder(path):
+        pass
+    assert names(path.parent) == []
+
+
+def test_a_folder_that_cannot_be_put_in_place_leaves_the_old_one(tmp_path, monkeypatch):
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "file").write_text("old")
+    renamed, replace = [], os.replace
+
+    def second_fails(source, target):
+        renamed.append(target)
+        if len(renamed) == 2:
+            raise OSError("the disk is gone")
+        replace(source, target)
+
+    monkeypatch.setattr(files.os, "replace", second_fails)
+    with pytest.raises(OSError, match="the disk is gone"), files.whole_folder(tmp_path / "old") as temporary:
+        (temporary / "file").write_text("new")
+    assert names(tmp_path) == ["old", "old/file"] and (tmp_path / "old" / "file").read_text() == "old"
+
+
+def test_the_folder_of_a_killed_writer_is_removed(tmp_path):
+    with temporaries_of("ab12"), pytest.raises(FileNotFoundError), files.whole_folder(tmp_path / "a") as temporary:
+        write_folder(temporary)
+        remove_partial(tmp_path, "ab13")
+        assert temporary.exists()
+        remove_partial(tmp_path, "ab12")
+        assert not temporary.exists()
+
+
 def test_temporaries_bear_their_owner(tmp_path):
     with temporaries_of("ab12"), atomic(tmp_path / "a.txt") as temporary:
         temporary.write_text("half")

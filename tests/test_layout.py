@@ -14,8 +14,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # Inside `composition` imports point down this list only; parts of one line may import each other.
 LAYERS = (
-    ("cli", "__main__", "options"),
-    ("benchmark", "mini"),
+    ("cli", "__main__", "commands", "options"),
+    ("benchmark", "mini", "realism", "utility"),
     ("runs",),
     ("methods",),
     ("datasets",),
@@ -30,6 +30,7 @@ LAYERS = (
             "focus",
             "prompts",
             "inversions",
+            "variation",
             "blending",
             "calls",
         ),

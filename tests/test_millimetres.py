@@ -10,7 +10,7 @@ from fake_model import FakeModel
 from medical_files import dicom_file
 from PIL import Image
 
-from composition import Sample, Scan, Settings, cli, compose
+from composition import Sample, Scan, Settings, cli, commands, compose
 from composition.placement import in_common_terms, same_aspect, true_scale
 from composition.scans.slices import Meaning
 
@@ -147,7 +147,7 @@ def test_one_unit_is_one_window():
 
 
 def test_the_record_says_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "_model_loader", lambda options: lambda: FakeModel(64))
+    monkeypatch.setattr(commands, "model_loader", lambda options: lambda: FakeModel(64))
     own, other = (0.5, 1.0), (1.0, 0.8)
     back, obj = drawn((120, 140)).pixels.astype(np.uint16), drawn((80, 80)).pixels.astype(np.uint16)
     files = {

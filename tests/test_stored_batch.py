@@ -54,9 +54,9 @@ def test_every_row_comes_out_in_its_own_kind(folder):
     expected = ["stored/case0.dcm"], ["stored/case1.nii.gz", "labels/case1.nii.gz"], []
     assert tuple(record["stored"] for record in records) == expected
     for record in records:
-        assert {name: tree(out)[name] for name in record["stored"]} == {
-            name: digest for name, digest in record["sha256"].items() if name not in ("image", "mask")
-        }
+        names = [record["file_name"], record["mask_file_name"], *record["stored"]]
+        digests = dict(zip(("image", "mask", "stored", "label"), names, strict=False))
+        assert record["sha256"] == {name: tree(out)[path] for name, path in digests.items()}
     masks = [read_mask(out / "masks" / f"case{n}.png") for n in range(3)]
     assert np.array_equal(read_mask(out / "labels" / "case1.nii.gz"), masks[1])
     dicom = strictly_read(out / "stored" / "case0.dcm")

@@ -13,13 +13,13 @@ from medical_files import nifti_file
 from PIL import Image
 from volume_runs import BOX, QUICK, series_pair, upright, volume
 
-from composition import cli
+from composition import commands
 
 
 @pytest.fixture(autouse=True)
 def double(monkeypatch):
     """The command's model is the double, of which each composition takes a tenth of a second."""
-    monkeypatch.setattr(cli, "_model_loader", lambda options: lambda: FakeModel(64))
+    monkeypatch.setattr(commands, "model_loader", lambda options: lambda: FakeModel(64))
 
 
 def unscaled(path):

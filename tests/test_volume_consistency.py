@@ -12,7 +12,7 @@ from medical_files import nifti_file
 from volume_runs import BOX, upright, volume
 
 import sd21
-from composition import cli
+from composition import commands
 from composition.figures import TUMOUR_COLOUR
 from composition.runs import placed_volume, volume_files
 from composition.runs import volume as runs
@@ -22,7 +22,7 @@ WORST = 1.25  # times the object's own steps
 
 @pytest.fixture(autouse=True)
 def double(monkeypatch):
-    monkeypatch.setattr(cli, "_model_loader", lambda options: lambda: FakeModel(64))
+    monkeypatch.setattr(commands, "model_loader", lambda options: lambda: FakeModel(64))
 
 
 def taken(monkeypatch):
@@ -162,7 +162,7 @@ def test_a_tumour_goes_into_a_real_brain(tmp_path, brain):
 
 @pytest.mark.slow
 def test_the_small_checkpoint_keeps_the_objects_steps(tmp_path, brain, monkeypatch):
-    monkeypatch.setattr(cli, "_model_loader", lambda options: lambda: sd21.load("mini", device="cpu"))
+    monkeypatch.setattr(commands, "model_loader", lambda options: lambda: sd21.load("mini", device="cpu"))
     check_brain(tmp_path, volume(tmp_path, *BRAIN), brain)
 
 

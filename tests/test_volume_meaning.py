@@ -10,7 +10,7 @@ from fake_model import FakeModel
 from medical_files import dicom_file
 from volume_runs import BOX, QUICK, arguments, series_pair, volume
 
-from composition import cli
+from composition import cli, commands
 from composition.runs.placed_volume import VolumeRequest, place_volume
 from composition.scans.images import read_scan
 from composition.scans.volumes import open_volume
@@ -21,7 +21,7 @@ SERIES_BOX = ["--user-box", "10,12,3,20,20,7"]
 
 @pytest.fixture(autouse=True)
 def double(monkeypatch):
-    monkeypatch.setattr(cli, "_model_loader", lambda options: lambda: FakeModel(64))
+    monkeypatch.setattr(commands, "model_loader", lambda options: lambda: FakeModel(64))
 
 
 def placed(folder, window=None, box=(10, 12, 3, 20, 20, 7), suffix=""):

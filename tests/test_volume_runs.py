@@ -15,7 +15,7 @@ from fake_model import FakeModel
 from medical_files import nifti_file
 from volume_runs import BOX, QUICK, arguments, series_pair, volume
 
-from composition import cli
+from composition import cli, commands
 from composition.runs import volume as runs
 from sd21.folders import LOCK, owned
 
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(autouse=True)
 def double(monkeypatch):
-    monkeypatch.setattr(cli, "_model_loader", lambda options: lambda: FakeModel(64))
+    monkeypatch.setattr(commands, "model_loader", lambda options: lambda: FakeModel(64))
 
 
 def counted(monkeypatch, stop=None):
@@ -197,9 +197,9 @@ MEASURE = """
 import resource, sys
 sys.path.insert(0, sys.argv.pop(1))
 from fake_model import FakeModel
-from composition import cli
+from composition import cli, commands
 import nibabel, PIL.Image, composition.runs.volume, composition.metrics.label_truth
-cli._model_loader = lambda options: lambda: FakeModel(64)
+commands.model_loader = lambda options: lambda: FakeModel(64)
 # The peak so far is of what was imported alone.
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 code = cli.main(sys.argv[1:])

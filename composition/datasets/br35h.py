@@ -7,24 +7,13 @@ their scans; one file of all annotations may lie above the folders.
 
 from __future__ import annotations
 
-import json
-import math
-from numbers import Real
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageDraw
-
-from sd21.files import irregular
-
+from .outlines import read_json, via_entries, via_mask
 from .reading import Dataset, Labelled, LeftOut, files_of, scan_size
 
 PROMPT = "An MRI scan of a cancerous brain"
 OUTLINES = "Br35H-Mask-RCNN"
-
-# Coordinates beyond this are damage, because no scan comes near it. Pillow fills polygons in 32-bit floats and
-# integers. Up to here they resolve a sixteenth of a pixel; from 2^31 on they fail.
-FARTHEST = 2**20
 
 
 def read_br35h(root: str | Path) -> Dataset:
@@ -44,7 +33,7 @@ def read_br35h(root: str | Path) -> Dataset:
     for file in sorted((root / OUTLINES).rglob("*.json"), key=lambda path: path.relative_to(root).as_posix()):
         covered = [file.parent, *sorted(path for path in file.parent.iterdir() if path.is_dir())]
         folders |= dict.fromkeys(covered)
-        for name, regions in _entries(file, left_out):
+        for name, regions in via_entries(read_json(file), file.name, left_out):
             annotations.setdefault(name, []).append((_image_of(name, [*covered, root / "yes"]), regions))
     objects = []
     for name in sorted(annotations):
@@ -56,77 +45,6 @@ def read_br35h(root: str | Path) -> Dataset:
         if path.suffix != ".json" and path not in annotated:
             left_out.add("image without annotation", path.name)
     return Dataset("br35h", PROMPT, backgrounds, objects, left_out)
-
-
-def via_mask(regions: list | dict, size: tuple[int, int]) -> np.ndarray:
-    """The union of VIA regions as a bool mask (H, W) of size = (height, width).
-
-    regions: a list, or in VIA 1 a dict of numbered regions. Shapes: polygon (its outline included), ellipse (cx, cy,
-    rx, ry, and theta in radians, turning x towards y), circle (cx, cy, r). Ellipses and circles hold the pixels whose
-    integer coordinates lie in them. Parts beyond the image are cut off.
-    Raises ValueError for other shapes, for shapes that lack an attribute, and for coordinates that are no numbers or
-    are beyond FARTHEST.
-    """
-    height, width = size
-    image = Image.new("1", (width, height))
-    draw = ImageDraw.Draw(image)
-    ellipses = np.zeros(size, dtype=bool)
-    y, x = np.mgrid[:height, :width]
-    for region in regions.values() if isinstance(regions, dict) else regions:
-        try:
-            shape = region["shape_attributes"]
-            kind = shape["name"]
-            if kind == "polygon":
-                points = list(zip(shape["all_points_x"], shape["all_points_y"], strict=True))
-                if len(points) < 3:
-                    raise ValueError(f"a polygon of {len(points)} points has no area")
-                _check_numbers(*shape["all_points_x"], *shape["all_points_y"])
-                draw.polygon(points, fill=1)
-            elif kind in ("ellipse", "circle"):
-                rx, ry = (shape["r"], shape["r"]) if kind == "circle" else (shape["rx"], shape["ry"])
-                cx, cy, theta = shape["cx"], shape["cy"], shape.get("theta", 0)
-                _check_numbers(cx, cy, rx, ry, theta)
-                if not (rx > 0 and ry > 0):
-                    raise ValueError(f"an ellipse with the half axes {rx} and {ry} has no area")
-                u, v = x - cx, y - cy
-                along = u * math.cos(theta) + v * math.sin(theta)
-                across = v * math.cos(theta) - u * math.sin(theta)
-                ellipses |= (along / rx) ** 2 + (across / ry) ** 2 <= 1
-            else:
-                raise ValueError(f"{kind!r} is not a polygon, an ellipse or a circle")
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"a region that is no VIA shape: {region!r}") from error
-    return np.asarray(image) | ellipses
-
-
-def _check_numbers(*numbers) -> None:
-    """Raise ValueError unless all are finite numbers from -FARTHEST to FARTHEST."""
-    for number in numbers:
-        if not (isinstance(number, Real) and abs(number) <= FARTHEST):
-            raise ValueError(f"a coordinate of {number!r}; expected a number from -{FARTHEST} to {FARTHEST}")
-
-
-def _entries(file: Path, left_out: LeftOut) -> list[tuple[str, list]]:
-    """The (file name, regions) of the entries of a VIA file, which may be a whole VIA project."""
-    try:
-        if what := irregular(file):
-            raise OSError(what)
-        content = json.loads(file.read_text(encoding="utf-8"))
-        entries = content.get("_via_img_metadata", content).values()
-    except (OSError, ValueError, AttributeError, RecursionError):
-        left_out.add("annotation file cannot be read", file.name)
-        return []
-    found = []
-    for entry in entries:
-        try:
-            name, regions = entry["filename"], entry["regions"]
-        except (KeyError, TypeError):
-            name = regions = None
-        if isinstance(name, str) and isinstance(regions, list | dict):
-            found.append((name, list(regions.values()) if isinstance(regions, dict) else regions))
-        else:
-            left_out.add("annotation without file name or regions", file.name)
-    return found
 
 
 def _image_of(name: str, folders: list[Path]) -> Path:

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -26,22 +27,20 @@ import numpy as np
 
 from sd21.files import atomic, json_lines, sha256, write_json, write_text
 
-from ..placement import bounding_box
 from ..scans.errors import DatasetError
 from ..scans.images import box_mask, read_scan, write_image
+from ..scans.slices import Meaning, split_slice
+from ..variation import Variation
 from .reading import Dataset, Labelled, LeftOut
+from .rules import BENCHMARK, Place, Rules, place_object, unsuitable
 from .tissue import tissue_mask
-
-# A box shorter than 1/16 of its scan is shorter than 4 cells of a 64 x 64 latent; one longer than 2/3 of it carries
-# more of its own scan than is left of the background.
-SMALLEST, LARGEST = (1, 16), (2, 3)
 
 
 @dataclass(frozen=True)
 class Pair:
     """A background and a labelled object of one dataset, and where the object goes: what becomes one sample.
 
-    user_box: x, y, width, height in the background's pixels; size: the background's (H, W).
+    user_box: x, y, width, height in the background's pixels; size: the background's (H, W). variation: of the object.
     """
 
     id: str
@@ -50,6 +49,7 @@ class Pair:
     obj: Labelled
     user_box: tuple[int, int, int, int]
     size: tuple[int, int]
+    variation: Variation = Variation()  # noqa: RUF009 (it is frozen)
 
 
 @dataclass(frozen=True)
@@ -98,91 +98,135 @@ def build_benchmark(
     return Benchmark(manifest, hashlib.sha256((rows + hashes).encode()).hexdigest(), left_out)
 
 
-def draw_pairs(dataset: Dataset, count: int, seed: int) -> tuple[list[Pair], LeftOut]:
+def draw_pairs(
+    dataset: Dataset, count: int, seed: int, rules: Rules = BENCHMARK, *, by_content: bool = False
+) -> tuple[list[Pair], LeftOut]:
     """`count` pairs, and all that was left out on the way, the dataset's own report included.
 
-    Backgrounds and objects are ranked by the SHA-256 of seed, dataset, role and file name. Each background in turn gets
-    the first object not yet taken that has room in its tissue. No scan is used twice, and of equal files only the first
-    is used.
+    Backgrounds and objects are ranked by the SHA-256 of seed, role and a key: dataset and file name, or, `by_content`,
+    the content of the file. Each background in turn gets the first object of a queue that has room in its tissue. Then
+    the object goes to the end of the queue, or leaves it where `per_object` rows have it; and when all backgrounds had
+    their turn, the next round begins, `per_background` in all. A background gets an object again only when it has had
+    all others that it has room for, and only if another place or variation is drawn. Of equal files only the first is
+    used. A smaller count gives the beginning of a larger one.
     Raises DatasetError if there are fewer than `count`.
     """
-    left_out = LeftOut({reason: list(names) for reason, names in dataset.left_out.names.items()})
-    objects = []
-    for obj in _distinct(dataset.objects, lambda obj: obj.path, left_out):
-        reason = unsuitable(obj.mask)
-        if reason is None:
-            objects.append(obj)
-        else:
-            left_out.add(reason, obj.path.name)
-    objects.sort(key=lambda obj: _rank(seed, dataset, "object", obj.path))
-    backgrounds = _distinct(dataset.backgrounds, lambda path: path, left_out)
-    backgrounds.sort(key=lambda path: _rank(seed, dataset, "background", path))
+    keys = Keys(dataset, by_content)
+    dataset = suitable(dataset, rules, keys)
+    left_out, objects, backgrounds = dataset.left_out, dataset.objects, dataset.backgrounds
+    objects.sort(key=lambda obj: keys.rank(seed, "object", obj.path))
+    backgrounds.sort(key=lambda path: keys.rank(seed, "background", path))
     pairs: list[Pair] = []
-    for background in backgrounds:
-        if len(pairs) == count or not objects:
+    used: Counter[Path] = Counter()
+    taken: defaultdict[tuple[Path, Path], list[Place]] = defaultdict(list)
+    tissues: dict[Path, _Tissue | None] = {}
+    meanings: dict[Path, Meaning] = {}
+    for turn in range(rules.per_background):
+        if not backgrounds:
             break
-        tissue = tissue_mask(read_scan(background))
-        if not tissue.any():
-            left_out.add("background without tissue", background.name)
-            continue
-        for obj in objects:
-            box = user_box(tissue, obj.mask)
-            if box is not None:
-                pairs.append(Pair(f"{dataset.name}-{len(pairs):03d}", dataset, background, obj, box, tissue.shape))
-                objects.remove(obj)
+        for background in list(backgrounds):
+            if len(pairs) == count or not objects:
                 break
-        else:
-            left_out.add("background without room in its tissue for any object left", background.name)
+            if background not in tissues:
+                tissues[background] = _Tissue.of(background)
+            if (there := tissues[background]) is None:
+                left_out.add("background without tissue", background.name)
+                backgrounds.remove(background)
+                continue
+            tissue = there.mask()
+            for obj in sorted(objects, key=lambda obj: len(taken[background, obj.path])):
+                earlier = taken[background, obj.path]
+                if obj.path not in meanings:
+                    meanings[obj.path] = read_scan(obj.path).meaning
+                words = seed, keys.of(background), keys.of(obj.path), len(earlier)
+                place = place_object(tissue, obj.mask, there.meaning, meanings[obj.path], rules, words)
+                if place is not None and place not in earlier:
+                    number = f"{dataset.name}-{len(pairs):03d}"
+                    pairs.append(Pair(number, dataset, background, obj, place.box, tissue.shape, place.variation))
+                    used[obj.path] += 1
+                    earlier.append(place)
+                    objects.remove(obj)
+                    objects += [obj] if used[obj.path] < rules.per_object else []
+                    break
+            else:
+                backgrounds.remove(background)  # the queue only loses objects, so it will have room for none later
+                if turn == 0:
+                    left_out.add("background without room in its tissue for any object left", background.name)
     if len(pairs) < count:
         raise DatasetError(
-            f"{dataset.name}: {len(pairs)} samples can be drawn, {count} were asked for; left out:\n{left_out}"
+            f"{dataset.name}: {len(pairs)} samples can be drawn, {count} were asked for; a background has "
+            f"{rules.per_background} at most, an object {rules.per_object}; left out:\n{left_out}"
         )
     return pairs, left_out
 
 
-def unsuitable(mask: np.ndarray) -> str | None:
-    """The reason why an object cannot be in a benchmark, or None. mask: the object's, bool (H, W).
-
-    There are three reasons: the object touches the border of its scan, so that a part may be cut off; its bounding box
-    is shorter than 1/16 of the scan along either axis; or the box is longer than 2/3 of it.
-    """
-    height, width = mask.shape
-    x0, y0, x1, y1 = bounding_box(mask)
-    if x0 == 0 or y0 == 0 or x1 == width or y1 == height:
-        return "object touches the border of its scan"
-    sides = ((x1 - x0, width), (y1 - y0, height))
-    if any(side * SMALLEST[1] < SMALLEST[0] * length for side, length in sides):
-        return "object is too small"
-    if any(side * LARGEST[1] > LARGEST[0] * length for side, length in sides):
-        return "object covers most of its scan"
-    return None
+def suitable(dataset: Dataset, rules: Rules, keys: Keys) -> Dataset:
+    """The dataset without equal files and without objects that the rules leave out, which its report counts."""
+    left_out = LeftOut({reason: list(names) for reason, names in dataset.left_out.names.items()})
+    objects = []
+    for obj in keys.distinct(dataset.objects, lambda obj: obj.path, left_out):
+        reason = unsuitable(obj.mask, rules)
+        if reason is None:
+            objects.append(obj)
+        else:
+            left_out.add(reason, obj.path.name)
+    backgrounds = keys.distinct(dataset.backgrounds, lambda path: path, left_out)
+    return replace(dataset, objects=objects, backgrounds=backgrounds, left_out=left_out)
 
 
-def user_box(tissue: np.ndarray, object_mask: np.ndarray) -> tuple[int, int, int, int] | None:
-    """The user's box x, y, width, height on a background, or None if its tissue has no room for it.
+@dataclass(frozen=True, eq=False)
+class _Tissue:
+    """A background's tissue, a bit a pixel, and what its pixels stand for."""
 
-    Size: the object's bounding box is scaled by the factor that fits its scan into the background, so the tumour keeps
-    its share. Place: the whole box lies in tissue, as near as possible to where the object lay in its own scan,
-    relative to the size of the scans. The distance is squared, in pixels; of equal ones the topmost wins, then the
-    leftmost.
-    """
-    height, width = tissue.shape
-    object_height, object_width = object_mask.shape
-    x0, y0, x1, y1 = bounding_box(object_mask)
-    across = width * object_height <= height * object_width  # whether the widths decide how the scan would fit
-    scale, unit = (width, object_width) if across else (height, object_height)
-    w, h = max(1, (x1 - x0) * scale // unit), max(1, (y1 - y0) * scale // unit)
+    bits: np.ndarray
+    size: tuple[int, int]
+    meaning: Meaning
 
-    sums = np.zeros((height + 1, width + 1), dtype=np.int64)
-    sums[1:, 1:] = tissue.cumsum(axis=0).cumsum(axis=1)
-    covered = sums[h:, w:] - sums[:-h, w:] - sums[h:, :-w] + sums[:-h, :-w]
-    rows, columns = np.nonzero(covered == w * h)
-    if len(rows) == 0:
-        return None
-    x = ((x0 + x1) * width - w * object_width) // (2 * object_width)
-    y = ((y0 + y1) * height - h * object_height) // (2 * object_height)
-    nearest = ((columns - x) ** 2 + (rows - y) ** 2).argmin()
-    return int(columns[nearest]), int(rows[nearest]), w, h
+    @classmethod
+    def of(cls, background: Path) -> _Tissue | None:
+        scan = read_scan(background)
+        tissue = tissue_mask(scan)
+        return cls(np.packbits(tissue), tissue.shape, scan.meaning) if tissue.any() else None
+
+    def mask(self) -> np.ndarray:
+        height, width = self.size
+        return np.unpackbits(self.bits, count=height * width).reshape(self.size).astype(bool)
+
+
+class Keys:
+    """What tells scans from each other where pairs are drawn: their content, or, for the benchmark, the names of
+    dataset and file. Files are hashed once."""
+
+    def __init__(self, dataset: Dataset, by_content: bool):
+        self.name = None if by_content else dataset.name
+        self._hashes: dict[Path, str] = {}
+
+    def content(self, path: Path) -> str:
+        """The SHA-256 of a scan's file, and of a stack the number of the slice."""
+        number = split_slice(path)[1]
+        return self.file(path) + ("" if number is None else f"#{number}")
+
+    def file(self, path: Path) -> str:
+        """The SHA-256 of a scan's file."""
+        file = split_slice(path)[0]
+        if file not in self._hashes:
+            self._hashes[file] = sha256(file)
+        return self._hashes[file]
+
+    def of(self, path: Path) -> str:
+        return self.content(path) if self.name is None else path.name
+
+    def rank(self, seed: int, role: str, path: Path) -> bytes:
+        words = (str(seed), *([] if self.name is None else [self.name]), role, self.of(path))
+        return hashlib.sha256("/".join(words).encode()).digest()
+
+    def distinct(self, items: list, path_of: Callable[[object], Path], left_out: LeftOut) -> list:
+        """The items whose files differ. Of items with equal files, the first stays."""
+        first = {}
+        for item in items:
+            if first.setdefault(self.content(path_of(item)), item) is not item:
+                left_out.add("file equal to an earlier one", path_of(item).name)
+        return list(first.values())
 
 
 def shrunk(box: tuple[int, int, int, int], scale: Fraction) -> tuple[int, int, int, int]:
@@ -196,19 +240,6 @@ def shrunk(box: tuple[int, int, int, int], scale: Fraction) -> tuple[int, int, i
     x, y, width, height = box
     w, h = (max(1, side * scale.numerator // scale.denominator) for side in (width, height))
     return x + (width - w) // 2, y + (height - h) // 2, w, h
-
-
-def _rank(seed: int, dataset: Dataset, role: str, path: Path) -> bytes:
-    return hashlib.sha256(f"{seed}/{dataset.name}/{role}/{path.name}".encode()).digest()
-
-
-def _distinct(items: list, path_of, left_out: LeftOut) -> list:
-    """The items whose files differ. Of items with equal files, the first stays."""
-    first = {}
-    for item in items:
-        if first.setdefault(sha256(path_of(item)), item) is not item:
-            left_out.add("file equal to an earlier one", path_of(item).name)
-    return list(first.values())
 
 
 def _row(pair: Pair) -> dict[str, str]:

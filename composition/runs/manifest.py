@@ -4,8 +4,12 @@
 
 `user_mask`, a file, may stand in place of `user_box`. Optional, and null where they are not meant, are `window`, the
 centre and width of the grey window of both scans, in their own values; `label`, the value of the tumour in a mask of
-several labels; `id`, which names the outputs (default: the line number); and `settings`, fields of Settings for this
-row alone. Files are relative to the manifest, which is UTF-8; its lines end at newlines alone.
+several labels; `id`, which names the outputs (default: the line number); `settings`, fields of Settings for this row
+alone; and `variation`, fields of Variation, by which the object differs from its own scan. Files are relative to the
+manifest, which is UTF-8; its lines end at newlines alone.
+
+Any other key is a column of the row's own, which metadata.jsonl takes over (`columns.py` says what it may hold). Two of
+them mean something: `class`, the name of what the mask shows, and `split`, the part of the data set.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from sd21.files import irregular
@@ -22,10 +26,13 @@ from sd21.words import one_line, shown
 
 from ..scans.errors import RowError
 from ..settings import Settings
+from ..variation import Variation
+from .columns import Columns
 from .request import FILES, Request
 
 REQUIRED = ("background", "object", "object_mask", "prompt")
-OPTIONAL = ("user_mask", "user_box", "window", "label", "id", "settings")
+OPTIONAL = ("user_mask", "user_box", "window", "label", "id", "settings", "variation")
+COLUMNS = ("class", "split")  # of the columns, those that mean something; null is as good as none
 LONGEST_LINE = 1 << 20  # bytes; a row has some hundreds
 LONGEST_ID = 128  # with a suffix it still is a file name everywhere
 
@@ -36,6 +43,7 @@ class Row:
     id: str
     request: Request
     settings: Settings
+    columns: dict[str, object] = field(default_factory=dict)  # what the row carries along to metadata.jsonl
 
 
 @dataclass(frozen=True)
@@ -54,7 +62,7 @@ def read_manifest(path: str | Path, settings: Settings) -> tuple[list[Row], dict
     settings: what holds for every row that does not say otherwise. Images are not opened yet. Raises RowError for a
     manifest that is no regular file, or is not there.
     """
-    path, rows, bad, lines_of = Path(path), [], {}, {}
+    path, rows, bad, lines_of, columns = Path(path), [], {}, {}, Columns()
     if what := irregular(path):
         raise RowError(f"{what}: {path}; expected a manifest, JSON lines")
     for line, raw in enumerate(_lines_of(path), start=1):
@@ -70,7 +78,8 @@ def read_manifest(path: str | Path, settings: Settings) -> tuple[list[Row], dict
             if (earlier := lines_of.setdefault(asked.casefold(), line)) != line:
                 raise RowError(f"the id {asked!r} is taken by line {earlier}; give every row its own")
             identity = asked
-            rows.append(_row_of(entry, identity, line, path.parent, settings))
+            row = _row_of(entry, identity, line, path.parent, settings)
+            rows.append(replace(row, columns=columns.of(entry, (*REQUIRED, *OPTIONAL), line)))
         except (ValueError, OSError) as error:  # OSError: a name that is too long for the system
             named = [value for name in FILES if isinstance(value := (entry or {}).get(name), str)]
             bad[line] = BadRow(identity, one_line(str(error)), tuple(path.parent / name for name in named))
@@ -102,7 +111,7 @@ def _entry_of(raw: bytes, *, first: bool) -> dict | None:
         raise RowError(f"not a JSON object: {error}") from None
     if not isinstance(entry, dict):
         raise RowError(f"expected a JSON object, got {type(entry).__name__}")
-    return {name: value for name, value in entry.items() if value is not None or name not in OPTIONAL}
+    return {name: value for name, value in entry.items() if value is not None or name not in (*OPTIONAL, *COLUMNS)}
 
 
 def _without_doubles(pairs: list[tuple[str, object]]) -> dict:
@@ -125,20 +134,17 @@ def _id_of(entry: dict, line: int) -> str:
 def _row_of(entry: dict, identity: str, line: int, folder: Path, settings: Settings) -> Row:
     """Raises RowError, ScanError or ValueError (of Settings) for what cannot be composed."""
     missing = [name for name in REQUIRED if not isinstance(entry.get(name), str)]
-    unknown = [one_line(name, 80) for name in entry if name not in (*REQUIRED, *OPTIONAL)]
-    if missing or unknown:
+    if missing:
+        others = [one_line(name, 80) for name in entry if name not in (*REQUIRED, *OPTIONAL)]
         raise RowError(
-            f"missing or not a text: {', '.join(missing) or 'none'}; unknown: {', '.join(unknown) or 'none'}; "
-            f"a row has {', '.join(REQUIRED)}, one of user_mask and user_box, and may have {', '.join(OPTIONAL[2:])}"
+            f"missing or not a text: {', '.join(missing)}; columns of its own: {', '.join(others[:9]) or 'none'}; "
+            f"a row has {', '.join(REQUIRED)}, one of user_mask and user_box, and may have {', '.join(OPTIONAL[2:])} "
+            "and columns of its own"
         )
     if not isinstance(entry.get("user_mask", ""), str):
         raise RowError(f"user_mask is the name of a file, got {shown(entry['user_mask'])}")
-    changes = entry.get("settings", {})
-    known = [field.name for field in fields(Settings)]
-    if not isinstance(changes, dict):
-        raise RowError(f"settings is an object, got {shown(changes)}")
-    if strange := [name for name in changes if name not in known]:
-        raise RowError(f"unknown settings: {shown(', '.join(strange))}; expected some of {', '.join(known)}")
+    changes = _fields_of(entry, "settings", Settings)
+    variation = Variation(**_fields_of(entry, "variation", Variation))
     files = {name: folder / entry[name] for name in FILES if name in entry}
     box = parse_box(entry["user_box"]) if "user_box" in entry else None
     window, label = entry.get("window"), entry.get("label")
@@ -150,9 +156,19 @@ def _row_of(entry: dict, identity: str, line: int, folder: Path, settings: Setti
         raise RowError(f"window is two finite numbers, centre and width, got {shown(window)}")
     if label is not None and type(label) is not int:
         raise RowError(f"label is a whole number, got {shown(label)}")
-    request = Request(files, box, entry["prompt"], window and tuple(window), label)
+    request = Request(files, box, entry["prompt"], window and tuple(window), label, variation)
     request.check_files()
     return Row(line, identity, request, replace(settings, **changes))
+
+
+def _fields_of(entry: dict, name: str, kind: type) -> dict:
+    """The object of a row that holds fields of a dataclass. Raises RowError for anything else."""
+    changes, known = entry.get(name, {}), [field.name for field in fields(kind)]
+    if not isinstance(changes, dict):
+        raise RowError(f"{name} is an object, got {shown(changes)}")
+    if strange := [one for one in changes if one not in known]:
+        raise RowError(f"unknown {name}: {shown(', '.join(strange))}; expected some of {', '.join(known)}")
+    return changes
 
 
 def parse_box(value: object) -> tuple[int, int, int, int]:

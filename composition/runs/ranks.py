@@ -5,7 +5,9 @@ Everything that is long enough to be shared goes through one `Ranks`, so that no
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -15,6 +17,7 @@ from typing import TypeVar
 import torch.distributed as dist
 from tqdm import tqdm
 
+from sd21.command import INTERRUPTED
 from sd21.folders import owned
 
 Item = TypeVar("Item")
@@ -31,6 +34,7 @@ class Ranks:
         if not dist.is_torchelastic_launched():
             self.store, self.rank, self.count = dist.HashStore(), 0, 1
             return
+        signal.signal(signal.SIGINT, _interrupt_once)
         store, self.rank, self.count = next(dist.rendezvous("env://", timeout=FOREVER))
         # torchrun --max-restarts hands the restarted ranks the store of those that died, with their counts in it.
         name = f"{os.environ['TORCHELASTIC_RESTART_COUNT']} {name}"
@@ -69,3 +73,30 @@ class Ranks:
         self.store.set(f"left {self.rank}", "")
         if self.rank == 0:
             self.store.wait([f"left {other}" for other in range(self.count)])
+
+
+def _interrupt_once(*_: object) -> None:
+    """Ctrl-C reaches a process twice, from the terminal and from torchrun, and the second must not disturb its end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def launch(arguments: list[str], processes: int) -> int:
+    """Run a command of `composition` in so many processes, as torchrun does. Returns the exit code that the first of
+    them to end badly had, 0 where none did, or 130 after Ctrl-C. Torchrun itself would end in a traceback."""
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    logging.disable()  # of what torchrun says, as the processes speak for themselves
+    given = ["--standalone", "--nproc-per-node", str(processes), "-m", "--", "composition", *arguments]
+    try:
+        run.run(run.parse_args(given))
+    except SignalException as stopped:
+        return INTERRUPTED if stopped.sigval == signal.SIGINT else 128 + stopped.sigval
+    except ChildFailedError as failed:
+        _, first = failed.get_first_failure()
+        return first.exitcode if first.exitcode > 0 else 128 - first.exitcode
+    finally:
+        logging.disable(logging.NOTSET)
+    return 0

@@ -28,6 +28,13 @@ from ..model import Model
 from ..settings import Settings
 
 LONGEST_MESSAGE = 1000  # characters
+# The fields of a row's record in `batch`, beside its columns (runs/columns.py). A column of a user's has none of these
+# names.
+FIELDS = (
+    *("id", "file_name", "mask_file_name", "stored", "prompt", "user_box", "grey_window", "label_value", "inputs"),
+    *("method", "settings", "model", "dtype", "sha256", "canvas", "decoded", "size", "scale", "true_size", "scan"),
+    *("solver", "exceptional_token", "label", "match", "window", "inversion", "rows", "versions", "device"),
+)
 PACKAGES = ("tumour-composition", "torch", "transformers", "numpy", "pillow")
 
 

@@ -17,6 +17,7 @@ from ..placement import Sample, check_masks, fit_object, in_common_terms, true_s
 from ..scans.errors import ScanError
 from ..scans.images import box_mask, read_mask, read_scan, split_slice
 from ..scans.places import check_same_place
+from ..variation import Variation, vary
 
 FILES = ("background", "object", "object_mask", "user_mask")
 
@@ -30,6 +31,7 @@ class Request:
     prompt: str
     window: tuple[float, float] | None = None  # centre and width, of both scans, in their own values
     label: int | None = None  # the value of the tumour in the object's mask
+    variation: Variation = Variation()  # noqa: RUF009 (it is frozen); of the object's scan and mask, after they are read
 
     def check_files(self) -> None:
         """What can be checked without opening an image. Raises ScanError."""
@@ -59,6 +61,8 @@ class Request:
         for mask, scan in (("object_mask", "object"), ("user_mask", "background")):
             if mask in self.files:
                 check_same_place(mask, self.files[mask], self.files[scan])
+        if self.variation.changed():
+            obj, object_mask = vary(obj, object_mask, self.variation)
         sample = Sample(background, obj, object_mask, user_mask, self.prompt)
         common = in_common_terms(sample)
         true = true_scale(common.background, common.obj, size)
@@ -70,6 +74,8 @@ class Request:
         files = {name: None for name in FILES}
         for name, path in self.files.items():
             files[name] = {"file": path.name, "sha256": sha256(split_slice(path)[0])}
+        if changed := self.variation.changed():  # told where there is one, so that older records stay as they are
+            files["object"]["variation"] = changed
         return asked_of(self, files)
 
 

@@ -19,6 +19,8 @@ class Summary:
         of Limits' fields, where any did. A row may fall short of several.
     reused: backgrounds and objects that had been inverted before; saved_rows: the rows through the UNet that this
         spared.
+    composed: compositions made now, of the written and the refused; seconds: the time that all rows together took now.
+    columns: the rows' own, by name.
     The rest is of all rows in metadata.jsonl. labels: for every measure of LabelTruth its median, least and greatest
         value, and how many rows have none; no entry where no row has one.
     enlarged: rows whose window was enlarged; shrunk: rows that the network saw at less than half of their resolution.
@@ -34,6 +36,9 @@ class Summary:
     refused_by: dict[str, int]
     reused: int
     saved_rows: int
+    composed: int
+    seconds: float
+    columns: tuple[str, ...]
     labels: dict[str, dict[str, float]]
     enlarged: int
     shrunk: int
@@ -48,16 +53,22 @@ class Summary:
             unknown = f", unknown for {of['unknown']}" if of["unknown"] else ""
             text += f"\n  {name}: median {of['median']:.2f}, {of['least']:.2f} to {of['greatest']:.2f}{unknown}"
         text += "\n" if self.labels else ""
+        if self.columns:
+            text += f"Columns of the rows' own: {', '.join(self.columns)}. "
         if self.enlarged:
             text += f"Windows that were enlarged: {self.enlarged}. "
         if self.shrunk:
             text += f"Scans shrunk more than twice for the network (see --focus): {self.shrunk}. "
         if self.worst_error is not None:
             text += f"Inversions above their tolerance: {self.missed}; the worst error: {self.worst_error:.1%}. "
-        return text + (
+        text += (
             f"Inversions that had been made before were reused {self.reused} times: {self.saved_rows} rows through the "
             "network saved"
         )
+        if self.composed:
+            rate = f", {3600 * self.composed / self.seconds:.0f} an hour" if self.seconds else ""
+            text += f"\nNow: {self.composed} composites in {self.seconds:.0f} s{rate}"
+        return text
 
 
 def can_be_summed_up(entry: dict) -> bool:

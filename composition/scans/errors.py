@@ -20,6 +20,10 @@ class BlankError(ScanError):
     """A scan that shows nothing: all of its pixels have one value, or it has none."""
 
 
+class EmptyError(ScanError):
+    """A mask in which nothing is inside."""
+
+
 class PlacementError(ValueError):
     """An object that cannot be placed where it was asked to be."""
 
@@ -34,6 +38,10 @@ class DatasetError(ValueError):
 
 class WeightsError(ValueError):
     """A metric's weights that are absent, or are not those of the network they were given for."""
+
+
+class SheetError(ValueError):
+    """A reader study's sheet or key that cannot be scored."""
 
 
 class DemoError(ValueError):
@@ -55,8 +63,8 @@ def damage_named(name: str, kind: str) -> Iterator[None]:
 
 
 @contextmanager
-def extra_needed(package: str, name: str) -> Iterator[None]:
-    """Within the block, an ImportError says that reading the file takes a package of the optional extra `medical`.
+def extra_needed(package: str, name: str, extra: str = "medical") -> Iterator[None]:
+    """Within the block, an ImportError says that reading the file takes a package of an optional extra.
 
     package: what the block imports. name: the file's name, as the user gave it.
     """
@@ -64,5 +72,5 @@ def extra_needed(package: str, name: str) -> Iterator[None]:
         yield
     except ImportError as error:
         raise ImportError(
-            f'reading {name} takes {package}; install the extra: pip install "tumour-composition[medical]"'
+            f'reading {name} takes {package}; install the extra: pip install "tumour-composition[{extra}]"'
         ) from error

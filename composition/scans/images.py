@@ -18,7 +18,7 @@ from PIL import Image
 from sd21.files import atomic
 
 from .dicom import is_dicom, read_dicom
-from .errors import BlankError, ScanError
+from .errors import BlankError, EmptyError, ScanError
 from .nifti import is_nifti, read_nifti
 from .raster import read_raster
 from .slices import Meaning, Slice, robust_ends, split_slice
@@ -254,7 +254,7 @@ def read_mask(source: str | Path | Image.Image, label: int | None = None) -> np.
         inside = inside & (read.alpha > 0) if inside.any() else read.alpha > 0
     if not inside.any():
         least = f"{LOSSY_THRESHOLD} or more, since its compression is lossy" if read.lossy else "nonzero"
-        raise ScanError(f"{name}: the mask is empty; inside is where it is {least}")
+        raise EmptyError(f"{name}: the mask is empty; inside is where it is {least}")
     return inside
 
 
@@ -283,7 +283,7 @@ def _labelled(values: np.ndarray, label: int, name: str) -> np.ndarray:
         inside = np.zeros(values.shape, dtype=bool)
     if not inside.any():
         there = ", ".join(f"{value:g}" for value in np.unique(values[np.isfinite(values)])[:10])
-        raise ScanError(f"{name} holds no label {label}; its values are {there}")
+        raise EmptyError(f"{name} holds no label {label}; its values are {there}")
     return inside
 
 

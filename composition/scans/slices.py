@@ -51,6 +51,11 @@ class Meaning:
     measured: bool = False
     slice: int | None = None
 
+    @property
+    def aspect(self) -> float:
+        """How much longer than wide a pixel is; 1 where the file does not say it."""
+        return 1.0 if self.spacing is None else self.spacing[0] / self.spacing[1]
+
     def value_of(self, stored):
         """Stored values, a number or an array, on the file's scale."""
         return stored * self.slope + self.intercept

@@ -1,0 +1,166 @@
+"""This module scores the sheets of a reader study with its key. It imports neither torch nor numpy."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import comb
+from pathlib import Path
+
+from sd21.files import irregular
+from sd21.words import one_line, shown
+
+from ..scans.errors import SheetError
+from .names import KEY_COLUMNS, REAL, SHEET, SYNTHETIC
+
+LEVEL = 0.95
+ALL = "all"
+LONGEST = 1 << 24  # bytes of a sheet or a key; a thousand crops take some ten thousand
+SHORT = {"r": REAL, "s": SYNTHETIC, "fake": SYNTHETIC, REAL: REAL, SYNTHETIC: SYNTHETIC}
+MOST_TOLD = 5  # faults of one sheet that an error names
+
+
+@dataclass(frozen=True)
+class Score:
+    """How many crops of a set a reader has called right. low, high: the exact interval of the share at LEVEL (Clopper
+    and Pearson 1934)."""
+
+    reader: str
+    set: str
+    right: int
+    read: int
+    low: float
+    high: float
+
+
+def score(sheets: Sequence[str | Path], key: str | Path) -> list[Score]:
+    """The scores by reader and set, of all sets together, and, where there are several readers, of all readers.
+
+    A crop of the key without a line in a sheet counts as not read. Intervals of all readers take every answer for one
+    of its own; readers of the same crops are not, so that these are too narrow where readers agree.
+    Raises SheetError for lines without an answer, with an answer that is none, twice the same crop or one that is not
+    in the key, and for files that are no such tables.
+    """
+    sets = _key(Path(key))
+    answers: dict[tuple[str, str], bool] = {}
+    for number, path in enumerate(map(Path, sheets), start=1):
+        faults: list[str] = []
+        for line, row in _rows(path, SHEET[:3]):
+            reader = row["reader"].strip() or f"reader {number}"
+            crop, answer = row["crop"].strip(), SHORT.get(row["answer"].strip().lower())
+            crop = crop if crop in sets else crop.zfill(4)  # a spreadsheet takes 0001 for a number
+            if crop not in sets:
+                faults.append(f"line {line}: no crop {shown(row['crop'], 40)} is in the key")
+            elif not row["answer"].strip():
+                faults.append(f"line {line}: crop {crop} has no answer")
+            elif answer is None:
+                faults.append(f"line {line}: {shown(row['answer'], 40)} is neither {REAL} nor {SYNTHETIC}")
+            elif (reader, crop) in answers:
+                faults.append(f"line {line}: {one_line(reader, 40)} has answered crop {crop} before")
+            else:
+                answers[reader, crop] = (answer == REAL) == (sets[crop] == REAL)
+        if faults:
+            more = f"; and {len(faults) - MOST_TOLD} more" if len(faults) > MOST_TOLD else ""
+            raise SheetError(
+                f"{path}: {'; '.join(faults[:MOST_TOLD])}{more}. Mend these lines; one that is to count as not read is "
+                "removed"
+            )
+    if not answers:
+        raise SheetError(f"{', '.join(map(str, sheets))}: there is no answer in it")
+    return _scores(answers, sets)
+
+
+def _scores(answers: dict[tuple[str, str], bool], sets: dict[str, str]) -> list[Score]:
+    readers = list(dict.fromkeys(reader for reader, _ in answers))
+    kinds = [ALL, *dict.fromkeys(sorted(sets.values(), key=lambda name: (name != REAL, name)))]
+    found = []
+    for reader in readers + ([f"{len(readers)} readers"] if len(readers) > 1 else []):
+        for kind in kinds:
+            of = [
+                right
+                for (who, crop), right in answers.items()
+                if reader in (who, f"{len(readers)} readers") and kind in (ALL, sets[crop])
+            ]
+            if of:
+                found.append(Score(reader, kind, sum(of), len(of), *exact_interval(sum(of), len(of))))
+    return found
+
+
+def exact_interval(right: int, count: int) -> tuple[float, float]:
+    """The exact interval of a share at LEVEL (Clopper and Pearson 1934), from `right` of `count`."""
+
+    def at_least(share: float) -> float:
+        """The probability of `right` or more."""
+        return sum(comb(count, n) * share**n * (1 - share) ** (count - n) for n in range(right, count + 1))
+
+    def at_most(share: float) -> float:
+        return sum(comb(count, n) * share**n * (1 - share) ** (count - n) for n in range(right + 1))
+
+    tail = (1 - LEVEL) / 2
+    low = 0.0 if right == 0 else _root(lambda share: at_least(share) - tail)
+    high = 1.0 if right == count else _root(lambda share: tail - at_most(share))
+    return low, high
+
+
+def _root(rising: Callable[[float], float]) -> float:
+    """Where a rising function of a share is 0, to the last bit."""
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if rising(middle) < 0 else (low, middle)
+    return (low + high) / 2
+
+
+def markdown(scores: Sequence[Score]) -> str:
+    """The table of scores, in Markdown."""
+    lines = [f"| reader | set | right | of | share [{LEVEL:.0%} interval] |", "| --- | --- | --- | --- | --- |"]
+    for one in scores:
+        share = f"{one.right / one.read:.0%} [{one.low:.0%}, {one.high:.0%}]"
+        reader = one_line(one.reader, 80).replace("|", "/")
+        lines.append(f"| {reader} | {one.set} | {one.right} | {one.read} | {share} |")
+    lines += [
+        "",
+        "50 % in all is what one who cannot tell them apart comes to; of a set of composites, the share is that",
+    ]
+    return "\n".join([*lines, "of those that were called synthetic."]) + "\n"
+
+
+def _key(path: Path) -> dict[str, str]:
+    """{crop: set} of a key."""
+    sets: dict[str, str] = {}
+    for line, row in _rows(path, KEY_COLUMNS[:2]):
+        if row["crop"] in sets or not row["crop"] or not row["set"]:
+            raise SheetError(f"{path}: line {line} names no crop, no set, or a crop twice; is it a key?")
+        sets[row["crop"]] = row["set"]
+    if not sets:
+        raise SheetError(f"{path} names no crop; expected the key.csv that --reader-study has written")
+    return sets
+
+
+def _rows(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
+    """The lines of a CSV file with their numbers, whose columns are known by the first line. Commas, semicolons and
+    tabs may part them, as spreadsheets write what their language wants."""
+    if what := irregular(path):
+        raise SheetError(f"{path}: {what}")
+    if path.stat().st_size > LONGEST:
+        raise SheetError(f"{path} has more than {LONGEST} bytes; expected a sheet of a reader study, or its key")
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SheetError(f"{path} is no text in UTF-8: {error}; save it as CSV in UTF-8") from None
+    first = text.split("\n", 1)[0]
+    delimiter = max(",;\t", key=first.count)
+    try:
+        table = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, restval="")
+        names = [name.strip().lower() for name in table.fieldnames or ()]
+        if missing := [name for name in columns if names.count(name) != 1]:
+            raise SheetError(
+                f"{path} has not one column {' and one '.join(missing)}; expected a first line {', '.join(columns)}"
+            )
+        table.fieldnames = names
+        rows = [(table.line_num, row) for row in table if any(row.get(name) for name in columns)]
+    except csv.Error as error:
+        raise SheetError(f"{path} is no CSV file: {one_line(str(error))}") from None
+    return rows

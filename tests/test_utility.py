@@ -1,0 +1,249 @@
+"""These tests hold what `utility` measures: the draw, the arms, the scores, the intervals, and its errors. That it sees
+whether composites help is tested in test_utility_command.py."""
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+from drawn_lesions import BRIGHT, DARK, write_composites, write_labelled, write_tumour_free
+from PIL import Image
+
+from composition import cli
+from composition.datasets import LeftOut
+from composition.scans.errors import DatasetError
+from composition.utility.arms import Material, arms_of, composites_of, ranked
+from composition.utility.data import Case, read_labelled
+from composition.utility.run import UtilityRequest, read_all
+from composition.utility.scoring import lesions_of, score
+from composition.utility.table import interval, tabulate
+from composition.utility.training import Training
+
+pytestmark = pytest.mark.skipif(find_spec("monai") is None, reason="the extra utility is not installed")
+SIDE = 32
+
+
+def case(name: str, *, of: str | None = None, mask: np.ndarray | None = None, image: int = 0) -> Case:
+    mask = np.zeros((SIDE, SIDE), dtype=bool) if mask is None else mask
+    return Case(name, f"hash of {name}", np.full((SIDE, SIDE), image, np.uint8), mask, of, None)
+
+
+def pool(count: int) -> list[Case]:
+    return [case(f"scan {number}") for number in range(count)]
+
+
+def composites(of: list[Case], each: int, kind: str) -> list[Case]:
+    return [case(f"{kind} {turn} {one.name}", of=one.sha256) for turn in range(each) for one in of]
+
+
+def test_a_smaller_draw_is_the_beginning_of_a_larger_one_and_has_no_near_duplicates():
+    cases, groups = pool(12), [0, 0, 0, *range(3, 12)]
+    material = Material(cases, groups, [], {})
+    drawn = ranked(material, seed=0)
+    assert len(drawn) == 10 and sum(one in cases[:3] for one in drawn) == 1
+    assert ranked(Material(cases[::-1], groups[::-1], [], {}), seed=0) == drawn  # whatever the order of the files is
+    assert ranked(material, seed=1) != drawn
+    small, large = (arms_of(material, size, 0, 1, (), ())[0][0].base for size in (3, 6))
+    assert large[:3] == small == drawn[:3]
+
+
+def test_every_arm_has_the_same_real_scans_and_as_many_composites_of_them_alone():
+    cases, free = pool(10), [case("free")]
+    made = {"ours": composites(cases, 4, "ours"), "copy-paste": composites(cases, 2, "pasted")}
+    arms, told = arms_of(Material(cases, list(range(10)), free, made), 3, 0, 4, ["ours"], ["ours", "copy-paste"])
+    by_name = {arm.name: arm for arm in arms}
+    assert list(by_name) == ["real", "real + tumour-free", "+ ours", "+ copy-paste", "+ more real", "ours alone"]
+    real = by_name["real"].base
+    assert len(real) == 3 and all(
+        by_name[name].base == real for name in ("real + tumour-free", "+ ours", "+ copy-paste")
+    )
+    # The poorest has 2 for each of the 3 scans, so all arms have 6; more real scans are all 10 but the 3 and so 6.
+    assert told["composites_of_them"] == {"ours": 12, "copy-paste": 6} and told["composites_used"] == 6
+    for name in ("ours", "copy-paste"):
+        added = by_name[f"+ {name}"].added
+        assert len(added) == 6 and all(sum(one.object_sha256 == scan.sha256 for one in added) == 2 for scan in real)
+    assert by_name["ours alone"].base == by_name["+ ours"].added
+    assert by_name["+ more real"].base[:3] == real and len({one.name for one in by_name["+ more real"].base}) == 9
+    assert by_name["real + tumour-free"].added == free and by_name["+ ours"].negatives == free
+
+
+def test_composites_are_taken_in_turn_from_every_scan():
+    scans = pool(2)
+    made = [case(f"{number}", of=scans[number // 3].sha256) for number in range(6)] + [case("x", of="another scan")]
+    assert [one.name for one in composites_of(made, scans)] == ["0", "3", "1", "4", "2", "5"]
+
+
+def test_too_few_composites_or_scans_are_told_with_their_counts():
+    material = Material(pool(6), list(range(6)), [], {"ours": composites(pool(6), 1, "ours")})
+    with pytest.raises(DatasetError, match="ours has 4 composites of the 4 scans that seed 0 draws, and 12 are asked"):
+        arms_of(material, 4, 0, 3, (), ["ours"])
+    with pytest.raises(DatasetError, match="7 real scans are to be drawn, and there are 6"):
+        arms_of(material, 7, 0, 1, (), ())
+
+
+def test_scores_are_those_counted_by_hand():
+    mask = np.zeros((SIDE, SIDE), dtype=bool)
+    mask[2:6, 2:6] = True  # 16 pixels, and another lesion of 4 that touches it by a corner alone: one piece
+    mask[6:8, 6:8] = True
+    mask[20:24, 20:24] = True
+    predicted = np.zeros_like(mask)
+    predicted[20:24, 20:22] = True  # half of the second piece: found
+    predicted[2:6, 2:4] = True  # 8 of the first piece's 20 pixels: not found
+    predicted[30, 30] = True
+    assert [int(one.sum()) for one in lesions_of(mask)] == [20, 16]
+    assert score(predicted, case("a", mask=mask)) == {"dice": 2 * 16 / (36 + 17), "lesions": 2, "found": 1}
+    assert score(mask & False, case("a", mask=mask)) == {"dice": 0.0, "lesions": 2, "found": 0}
+    assert score(predicted, case("free")) == {"false_area": 17 / SIDE**2, "false_any": 1}
+    assert score(predicted & False, case("free")) == {"false_area": 0.0, "false_any": 0}
+
+
+def test_the_interval_is_the_bootstraps_and_counts_near_duplicates_once():
+    draw = np.random.default_rng(1)
+    differences = draw.normal(0.1, 0.2, (1, 400))
+    low, high = interval(differences, range(400), seeds=False)
+    # Normal theory says 1.96 * 0.2 / sqrt(400) = 0.0196 to each side; the sample's own deviation and 10 000 resamples
+    # move an end by a tenth of that.
+    assert (high - low) / 2 == pytest.approx(1.96 * differences.std() / 20, rel=0.1)
+    assert (high + low) / 2 == pytest.approx(differences.mean(), abs=0.002)
+    fourfold, groups = np.repeat(differences, 4, axis=1), np.repeat(np.arange(400), 4)
+    assert interval(fourfold, groups, seeds=False) == pytest.approx((low, high), abs=1e-12)
+    assert interval(np.full((3, 7), 0.25), range(7), seeds=True) == pytest.approx((0.25, 0.25))
+
+
+def test_the_second_interval_holds_the_spread_of_the_seeds():
+    differences = np.repeat([[0.0], [0.2], [0.4]], 50, axis=1)  # the scans agree, and the seeds do not
+    assert interval(differences, range(50), seeds=False) == pytest.approx((0.2, 0.2))
+    low, high = interval(differences, range(50), seeds=True)
+    # All three seeds are the first in 1 of 27 resamples, which is more than the 2.5 % below the interval.
+    assert (low, high) == pytest.approx((0.0, 0.4))
+
+
+def training(arm: str, seed: int, dice: list[float]) -> dict:
+    rows = [
+        {"test": "t", "file": f"{n}", "sha256": "", "group": n, "dice": value, "lesions": 1, "found": value > 0.5}
+        for n, value in enumerate(dice)
+    ]
+    rows.append({"test": "t", "file": "free", "sha256": "", "group": 9, "false_area": 0.5, "false_any": 1})
+    return {"arm": arm, "size": 4, "seed": seed, "scores": rows, "seconds": 1.0, "threads": 1}
+
+
+def test_differences_are_paired_by_scan_and_seed():
+    found = [training("real", 0, [0.2, 0.6]), training("real", 1, [0.4, 0.8])]
+    found += [training("+ copy-paste", 1, [0.5, 0.8]), training("+ copy-paste", 0, [0.3, 0.6])]
+    (block,) = tabulate(found, [], ["t", "t", "t"])["blocks"]
+    real, pasted = block["lines"]
+    assert (block["scans"], block["tumour_free"]) == (2, 1)
+    assert real["dice"] == pytest.approx(0.5) and real["dice_by_seed"] == pytest.approx([0.4, 0.6])
+    assert pasted["less"]["real"]["mean"] == pytest.approx(0.05)
+    assert pasted["less"]["real"]["by_seed"] == pytest.approx([0.05, 0.05])
+    assert real["less"]["+ copy-paste"]["mean"] == pytest.approx(-0.05)
+    assert pasted["sensitivity"] == pytest.approx(0.5) and pasted["false_area"] == pytest.approx(0.5)
+
+
+def request(folder: Path, **changes) -> UtilityRequest:
+    given = {
+        "real": folder / "real",
+        "tumour_free": folder / "free",
+        "composites": {"true": folder / "true"},
+        "test": {"test": folder / "test"},
+        "test_tumour_free": {},
+        "sizes": (2,),
+        "seeds": (1,),
+        "compared": (),
+        "alone": (),
+        "per_scan": 1,
+        "training": Training(side=SIDE),
+    }
+    return UtilityRequest(**given | changes)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_labelled(tmp_path / "real", range(4), (BRIGHT,))
+    write_labelled(tmp_path / "test", range(10, 15), (DARK,))
+    write_tumour_free(tmp_path / "free", range(100, 103))
+    write_composites(tmp_path / "true", tmp_path / "real", tmp_path / "free", 1, wrong=False)
+    return tmp_path
+
+
+def test_no_scan_stands_on_both_sides(folder):
+    mirrored = Image.open(folder / "real" / "s1.png").transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    for place in ("test", "twins"):
+        (folder / place).mkdir(exist_ok=True)
+        mirrored.save(folder / place / "m.png")
+        Image.fromarray(np.ones(mirrored.size, dtype=bool)).save(folder / place / "m_mask.png")
+    left_out = LeftOut()
+    material, tests = read_all(request(folder), left_out)
+    assert left_out.names["test scan that is a near-duplicate of one to learn from"] == ["m.png"]
+    assert sorted(test.case.name for test in tests) == [f"s{seed}.png" for seed in range(10, 15)]
+    assert len(material.pool) == 4 and len(material.composites["true"]) == 4
+    with pytest.raises(DatasetError, match="no labelled scan of the test scans twins is left"):
+        read_all(request(folder, test={"twins": folder / "twins"}), LeftOut())
+
+
+def test_a_composite_in_a_test_scan_is_an_error_and_one_in_another_scan_is_left_out(folder):
+    write_tumour_free(folder / "other", range(200, 202))
+    with pytest.raises(DatasetError, match="lies in a test scan; compose in other backgrounds"):
+        read_all(request(folder, tumour_free=None, test_tumour_free={"test": folder / "free"}), LeftOut())
+    left_out = LeftOut()
+    material, _ = read_all(request(folder, tumour_free=folder / "other"), left_out)
+    assert material.composites["true"] == []
+    assert left_out.counts["true: composite in a scan that is none of --tumour-free"] == 4
+
+
+def test_a_tumour_smaller_than_a_pixel_is_not_lost(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (320, 320), dtype=np.uint8)
+    mask = np.zeros((320, 320), dtype=bool)
+    mask[100:103, 50:53] = True  # 9 of the 100 pixels that become one
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    Image.fromarray(mask).save(tmp_path / "a_mask.png")
+    (read,) = read_labelled(tmp_path, SIDE, LeftOut())
+    assert read.mask.sum() == 1 and read.mask[10, 5]
+
+
+def test_the_draw_depends_on_the_real_scans_alone(folder):
+    """A test scan that two real ones are near-duplicates of joins them in one group, and not in the draw."""
+    draw = np.random.default_rng(0)
+    # Correlations: 40^2 / (40^2 + 12^2) = 0.92 of the two, and sqrt(0.96) = 0.98 of each with what is between them.
+    shared, first, second = (np.kron(draw.normal(0, std, (12, 12)), np.ones((4, 4))) for std in (40, 12, 12))
+    for name, grain in (("real/a", first), ("real/b", second), ("test/between", (first + second) / 2)):
+        Image.fromarray((120 + shared + grain).clip(0, 255).astype(np.uint8)).save(folder / f"{name}.png")
+        Image.fromarray(np.ones(grain.shape, dtype=bool)).save(folder / f"{name}_mask.png")
+    material, tests = read_all(request(folder), LeftOut())
+    names = [one.name for one in material.pool]
+    assert material.groups[names.index("a.png")] != material.groups[names.index("b.png")]
+    assert "between.png" not in [test.case.name for test in tests]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--real", "nowhere"], "nowhere"),
+        (["--composites", "ours=nowhere"], "nowhere/metadata.jsonl is not there"),
+        (["--composites", "a/b=nowhere"], "the name 'a/b' names an arm and a folder"),
+        (["--composites", "a=x", "a=y"], "--composites: the name a is there twice"),
+        (["--alone", "mine"], "--alone names mine, which is none of --composites"),
+        (["--sizes", "4", "4"], "every size has its number of seeds, and stands once"),
+        (["--sizes", "0"], "--sizes: expected whole numbers from 1 up"),
+        (["--sizes", "5"], "5 real scans are to be drawn, and there are 4"),
+        (["--out", "{folder}/real/out"], "would lie among the scans of"),
+        (["--steps", "0"], "--steps is a whole number from 1 up, got 0"),
+        (["--side", "40"], "--side is a multiple of 16 from 32 up"),
+        (["--added", "8"], "--added is at least 1 and below --batch 8"),
+        (["--rate", "nan"], "--rate is a number above 0"),
+        (["--test-tumour-free", "b=nowhere"], "--test-tumour-free names b, which is none of --test"),
+    ],
+)
+def test_what_cannot_be_met_is_told_before_any_training(folder, capsys, more, message):
+    command = ["utility", "--real", str(folder / "real"), "--test", str(folder / "test"), "--out", str(folder / "out")]
+    assert cli.main([*command, "--sizes", "2", *(one.format(folder=folder) for one in more)]) == 2
+    assert message in capsys.readouterr().err
+    assert not (folder / "out").exists()
+
+
+def test_without_the_extra_its_name_is_told(folder, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "monai", None)
+    command = ["utility", "--real", str(folder / "real"), "--test", str(folder / "test"), "--out", str(folder / "out")]
+    assert cli.main([*command, "--sizes", "2"]) == 2
+    assert 'install the extra: pip install "tumour-composition[utility]"' in capsys.readouterr().err

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn, TextIO
 
-from .words import one_line
+from .words import one_line, shown
 
 # What our own checks raise: CheckpointError, ScanError, FolderError, ... The request cannot be met as it stands.
 REFUSED = (ValueError, OSError, ImportError)
@@ -43,6 +43,14 @@ def folder(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("expected the name of a folder, got an empty text; '.' is the one you are in")
     return Path(text)
+
+
+def named_folder(text: str) -> tuple[str, Path]:
+    """A name and the path of a folder, of NAME=DIR."""
+    name, equals, path = text.partition("=")
+    if not (name and equals and path):
+        raise argparse.ArgumentTypeError(f"expected NAME=DIR, as ours=results/ours, got {shown(text)}")
+    return name, Path(path)
 
 
 def guarded(run: Callable[[], int], interrupted: str, tell: Callable[[Exception], str | None] = lambda _: None) -> int:

@@ -54,3 +54,9 @@ def draw_composites(folder: Path, count: int, first: int, *, pasted: bool = Fals
         rows.append({**row, "inputs": {"background": {"sha256": background}, "object": {"sha256": obj}}})
     (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
+
+
+def realism_command(sets: Path, out: Path, *more: str) -> list[str]:
+    """The command that compares the sets "same" and "pasted", folders in `sets`, with the real scans there."""
+    named = [f"{name}={sets / name}" for name in ("same", "pasted")]
+    return ["realism", "--real", str(sets / "real"), "--composites", *named, "--out", str(out), *more]

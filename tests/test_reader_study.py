@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from composition_files import tree
-from drawn_tumours import draw_composites, draw_real
+from drawn_tumours import draw_composites, draw_real, realism_command
 from PIL import Image
 
 from composition import cli
@@ -34,9 +34,8 @@ def sets(tmp_path_factory):
 
 
 def command(sets, out, *more) -> list[str]:
-    named = [f"{name}={sets / name}" for name in ("same", "pasted")]
     fast = ["--steps=1", "--folds=2", "--seeds=1", "-q", f"--reader-crops={EACH}"]
-    return ["realism", "--real", str(sets / "real"), "--composites", *named, "--out", str(out), *fast, *more]
+    return realism_command(sets, out, *fast, *more)
 
 
 @pytest.fixture(scope="module")

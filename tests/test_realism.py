@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from drawn_tumours import draw_composites, draw_real, draw_tumour
+from drawn_tumours import draw_composites, draw_real, draw_tumour, realism_command
 from kill_at_every_moment import run as run_killed
 from PIL import Image
 
@@ -37,11 +37,6 @@ def sets(tmp_path_factory):
     return folder
 
 
-def command(sets, out, *more) -> list[str]:
-    named = [f"{name}={sets / name}" for name in ("same", "pasted")]
-    return ["realism", "--real", str(sets / "real"), "--composites", *named, "--out", str(out), *more]
-
-
 def figures(out) -> dict[tuple[str, str], dict[str, float]]:
     numbers = ("value", "low", "high", "p")
     with open(out / "realism.csv", newline="") as file:
@@ -52,7 +47,7 @@ def figures(out) -> dict[tuple[str, str], dict[str, float]]:
 @pytest.fixture(scope="module")
 def measured(sets, tmp_path_factory):
     out = tmp_path_factory.mktemp("measured")
-    assert cli.main(command(sets, out, "--steps=60", "--folds=2", "--seeds=1", "-q")) == 0
+    assert cli.main(realism_command(sets, out, "--steps=60", "--folds=2", "--seeds=1", "-q")) == 0
     return out
 
 
@@ -317,7 +312,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(sets, tmp_path, capsys):
 
 def test_files_that_realism_has_not_made_stay(sets, tmp_path, capsys):
     (tmp_path / "realism.md").write_text("mine")
-    assert "no realism has made it" in errors(capsys, *command(sets, tmp_path, *FAST)[1:])
+    assert "no realism has made it" in errors(capsys, *realism_command(sets, tmp_path, *FAST)[1:])
     assert (tmp_path / "realism.md").read_text() == "mine"
 
 
@@ -342,14 +337,14 @@ def test_a_killed_run_goes_on_and_comes_to_the_same(sets, tmp_path, monkeypatch)
     monkeypatch.setattr(intervals, "RESAMPLES", 20)
     monkeypatch.setattr(mmd, "PERMUTATIONS", 9)
     whole = tmp_path / "whole"
-    assert cli.main(command(sets, whole, *FAST)) == 0
+    assert cli.main(realism_command(sets, whole, *FAST)) == 0
     for moment in (1, 4, 11, 13):  # before the list of what is left out, a part, the figures and the table
         out = tmp_path / str(moment)
-        status = run_killed(command(sets, out, *FAST), moment)
+        status = run_killed(realism_command(sets, out, *FAST), moment)
         assert os.WIFSIGNALED(status)
         kept = {path.name: path.read_bytes() for path in (out / "parts").glob("[!.]*.json")}
         assert len(kept) == min(max(moment - 2, 0), 9)
-        assert os.waitstatus_to_exitcode(run_killed(command(sets, out, *FAST), None)) == 0
+        assert os.waitstatus_to_exitcode(run_killed(realism_command(sets, out, *FAST), None)) == 0
         assert {name: (out / "parts" / name).read_bytes() for name in kept} == kept  # not measured twice
         for name in ("realism.csv", "crops.png", "left_out.json"):
             assert (out / name).read_bytes() == (whole / name).read_bytes()
@@ -360,7 +355,7 @@ def test_a_killed_run_goes_on_and_comes_to_the_same(sets, tmp_path, monkeypatch)
 def test_parts_of_another_request_or_damaged_ones_are_made_again(sets, tmp_path, monkeypatch):
     monkeypatch.setattr(run, "SPLITS", 3)
     out = tmp_path / "out"
-    assert cli.main(command(sets, out, *FAST)) == 0
+    assert cli.main(realism_command(sets, out, *FAST)) == 0
     first = {path.name: path.read_bytes() for path in (out / "parts").iterdir()}
     damaged = out / "parts" / "classifier_same_0.json"
     damaged.write_text("{")
@@ -372,5 +367,5 @@ def test_parts_of_another_request_or_damaged_ones_are_made_again(sets, tmp_path,
             quiet=True,
         )
     assert json.loads(damaged.read_text())["figures"] == json.loads(first[damaged.name])["figures"]
-    assert cli.main(command(sets, out, *FAST, "--margin=0.2")) == 0
+    assert cli.main(realism_command(sets, out, *FAST, "--margin=0.2")) == 0
     assert all((out / "parts" / name).read_bytes() != content for name, content in first.items())

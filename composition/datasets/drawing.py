@@ -162,7 +162,8 @@ def draw_pairs(
 
 def suitable(dataset: Dataset, rules: Rules, keys: Keys) -> Dataset:
     """The dataset without equal files and without objects that the rules leave out, which its report counts."""
-    left_out = LeftOut({reason: list(names) for reason, names in dataset.left_out.names.items()})
+    left_out = LeftOut()
+    left_out.add_all(dataset.left_out)
     objects = []
     for obj in keys.distinct(dataset.objects, lambda obj: obj.path, left_out):
         reason = unsuitable(obj.mask, rules)

@@ -31,6 +31,7 @@ class LeftOut:
         self.names.setdefault(reason, []).append(name)
 
     def add_all(self, other: LeftOut) -> None:
+        """Add what another report counts, which stays as it is."""
         for reason, names in other.names.items():
             self.names.setdefault(reason, []).extend(names)
 

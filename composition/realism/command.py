@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sd21.command import folder
-from sd21.words import shown
+from sd21.command import folder, named_folder
 
 from ..datasets import DATASETS
 from ..scans.errors import DatasetError, SheetError
@@ -28,7 +27,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         real.add_argument(f"--{name}", type=Path, metavar="DIR", help=f"the folder of {published.title}")
     parser.add_argument(
         "--composites",
-        type=named,
+        type=named_folder,
         nargs="+",
         action="extend",
         default=[],
@@ -41,13 +40,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     scored = parser.add_argument_group("scoring of a reader study, in place of all that")
     scored.add_argument("--score", type=Path, nargs="+", metavar="SHEET", help="sheets that readers have filled in")
     scored.add_argument("--key", type=Path, metavar="FILE", help="the study's key.csv")
-
-
-def named(text: str) -> tuple[str, Path]:
-    name, equals, path = text.partition("=")
-    if not (name and equals and path):
-        raise argparse.ArgumentTypeError(f"expected NAME=DIR, as ours=results/ours, got {shown(text)}")
-    return name, Path(path)
 
 
 def run(options: argparse.Namespace, choices: Choices) -> int:

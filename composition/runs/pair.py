@@ -180,8 +180,7 @@ def _drawn(
             left_out=LeftOut(),
         )
         pairs, left_out = draw_pairs(part, count, request.seed, rules, by_content=True)
-        for reason, names in left_out.names.items():
-            merged.names.setdefault(reason, []).extend(names)
+        merged.add_all(left_out)
         parts.append((name, pairs))
     return parts, merged
 

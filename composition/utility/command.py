@@ -6,8 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sd21.command import folder
-from sd21.words import shown
+from sd21.command import folder, named_folder
 
 if TYPE_CHECKING:
     from .run import UtilityRequest
@@ -32,7 +31,7 @@ def _add_scans(parser: argparse.ArgumentParser) -> None:
     scans.add_argument(
         "--composites",
         nargs="+",
-        type=_named,
+        type=named_folder,
         default=[],
         metavar="NAME=DIR",
         help="folders that batch wrote, of objects of --real; copy-paste is the name of the reference",
@@ -134,16 +133,9 @@ def request_of(options: argparse.Namespace, training: Training) -> UtilityReques
     )
 
 
-def _named(text: str) -> tuple[str, Path]:
-    name, equals, path = text.partition("=")
-    if not (name and equals and path):
-        raise argparse.ArgumentTypeError(f"expected NAME=DIR, as ours=out/ours, got {shown(text)}")
-    return name, Path(path)
-
-
 def _named_or(default: str):
     def named(text: str) -> tuple[str, Path]:
-        return _named(text if "=" in text else f"{default}={text}")
+        return named_folder(text if "=" in text else f"{default}={text}")
 
     return named
 

@@ -18,12 +18,10 @@ from sd21.files import read_json_lines, sha256
 from sd21.words import shown
 
 from ..datasets import LeftOut
-from ..datasets.folders import read_folder
+from ..datasets.folders import TABLE, read_folder
 from ..figures import eight_bit
 from ..scans.errors import DatasetError, ScanError
 from ..scans.images import read_mask, read_scan, split_slice
-
-RECORDS = "metadata.jsonl"
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no plain equality
@@ -52,10 +50,10 @@ def read_labelled(folder: Path, side: int, left_out: LeftOut) -> list[Case]:
 
     What cannot be used is added to left_out. Raises DatasetError for a folder that is not there or holds none.
     """
-    if (folder / RECORDS).is_file():
+    if (folder / TABLE).is_file():
         return read_composites(folder, side, left_out)
     found = read_folder(folder, name="real", prompt="")
-    _add_all(left_out, found.left_out)
+    left_out.add_all(found.left_out)
     cases = [_case(one.path, one.mask, side) for one in found.objects]
     return _distinct(cases, left_out)
 
@@ -63,7 +61,7 @@ def read_labelled(folder: Path, side: int, left_out: LeftOut) -> list[Case]:
 def read_tumour_free(folder: Path, side: int, left_out: LeftOut) -> list[Case]:
     """The scans of a folder, which are said to show no tumour. Raises DatasetError as `read_labelled` does."""
     found = read_folder(None, None, folder, name="tumour-free", prompt="")
-    _add_all(left_out, found.left_out)
+    left_out.add_all(found.left_out)
     if not found.backgrounds:
         raise DatasetError(f"{folder} holds no scan; expected images of tumour-free scans")
     return _distinct([_case(path, None, side) for path in found.backgrounds], left_out)
@@ -74,7 +72,7 @@ def read_composites(folder: Path, side: int, left_out: LeftOut) -> list[Case]:
 
     Raises DatasetError for a folder without metadata.jsonl, and for one whose lines are not a batch's.
     """
-    records = folder / RECORDS
+    records = folder / TABLE
     if not records.is_file():
         raise DatasetError(
             f"{records} is not there; expected a folder that `python -m composition batch` has written to its end"
@@ -133,12 +131,6 @@ def _distinct(cases: list[Case], left_out: LeftOut) -> list[Case]:
         if first.setdefault(case.content, case) is not case:
             left_out.add("scan equal to an earlier one", case.name)
     return list(first.values())
-
-
-def _add_all(left_out: LeftOut, more: LeftOut) -> None:
-    for reason, names in more.names.items():
-        for name in names:
-            left_out.add(reason, name)
 
 
 def digest_of(cases: list[Case]) -> str:

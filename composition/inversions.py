@@ -136,7 +136,8 @@ def digest_of(paths: Iterable[Path]) -> str:
 HERE = Path(__file__).parent
 CODE = digest_of(
     [
-        *(path for package in (sd21, solvers) for path in Path(package.__file__).parent.glob("*.py")),
+        *Path(sd21.__file__).parent.glob("*.py"),
+        *Path(solvers.__file__).parent.rglob("*.py"),
         *(HERE / name for name in ("calls.py", "inversions.py", "prompts.py")),
     ]
 )

@@ -6,11 +6,12 @@ function from a grid to a table of numbers. `sample` and `denoise` run a table; 
 makes tables for two grids. Schedules, grids and tables are float64; states are float32 or float64.
 """
 
-from .belm import belm_denoise, belm_image_pair, belm_invert, belm_start
 from .grids import GRIDS, Grid, discrete, log_snr, time_uniform
-from .inversion import INVERSIONS, Inversion, InversionError, InversionMethod, InversionReport, invert
+from .inversion import Inversion, InversionError, InversionReport, invert
+from .inversions import INVERSIONS, InversionMethod, OwnSampler
+from .inversions.belm import belm_denoise, belm_image_pair, belm_invert, belm_start
+from .inversions.run import Run, Solution
 from .prediction import CallRows, DataPrediction, data_prediction, guided
-from .run import Run, Solution
 from .sampling import denoise, history_at, sample
 from .schedule import NoiseSchedule
 from .tables import (
@@ -37,6 +38,7 @@ __all__ = [
     "InversionMethod",
     "InversionReport",
     "NoiseSchedule",
+    "OwnSampler",
     "Run",
     "Solution",
     "Solver",

@@ -1,5 +1,6 @@
 """Inversion finds the states of the sampling run that ends in a given x0. This module holds its entry point, `invert`,
-and the methods that are a few lines long. It stands apart from `sampling`, which runs a table and solves nothing.
+and what it reports; the methods are in `inversions/`, one file each. It stands apart from `sampling`, which runs a
+table and solves nothing.
 
 `invert` asks which trajectory *leads to* x0 when a table runs down from x[start]. The usual method ("naive") asks where
 the solver *arrives* when it runs upwards from x0, and that is no inverse: undoing the step i -> i-1 takes D(x[i]),
@@ -15,15 +16,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .anderson import Equation, Evaluation, anderson_solve
-from .defect import solve_defect
 from .grids import Grid
-from .joint import solve_joint
+from .inversions import INVERSIONS
+from .inversions.run import CountedPrediction, Run, Solution
 from .prediction import X0Fn
-from .progress import Progress, watched
-from .run import CountedPrediction, Run, Solution, Solve, relative
+from .progress import Progress
 from .sampling import check_run
-from .tables import Solver, StepTable, add_weighted
+from .tables import Solver, StepTable
 
 # A float32 network leaves about ten roundings of its own in a round trip. In float64 we ask for less than it can give.
 DEFAULT_TOL = {torch.float32: 2e-6, torch.float64: 1e-11}
@@ -42,8 +41,8 @@ class InversionReport:
     converged: error <= tolerance; None where the error is unmeasured.
     residuals: one number per evaluation, of what the solve drives to zero. For "joint" and "defect" it is the
         round-trip error of every iterate, from the naive inversion's on, and in Newton-GMRES, between these, the
-        largest |R[i]| / |x[i-1]| of the trajectory's equations; for "frozen" they are the residuals of its steps one
-        after the other. The naive inversions solve nothing.
+        largest |R[i]| / |x[i-1]| of the trajectory's equations; for the methods that solve one step after the other
+        (`inversions/steps.py`) they are the residuals of their steps. The others solve nothing.
     """
 
     method: str
@@ -59,7 +58,9 @@ class InversionReport:
 class Inversion:
     """What `invert` returns.
 
-    states: (start + 1, B, ...), from x[0] = x0 to x[start], in x0's dtype. reports: one per image.
+    states: (start + 1, B, ...), from x[0] = x0 to x[start], in x0's dtype. reports: one per image. kept: what the
+    method's own sampler needs to go back, if it has one: INVERSIONS[method].sampler.denoise(kept, run, x0_fn) is x0
+    again, where run = grid.until(start).
 
     errors (float64), rows (int64), converged (bool): (B,), the reports' entries as tensors. What is unmeasured has the
     error nan, and has not converged.
@@ -67,6 +68,7 @@ class Inversion:
 
     states: Tensor = field(repr=False)
     reports: tuple[InversionReport, ...]
+    kept: Tensor | tuple[Tensor, ...] | None = field(default=None, repr=False)
 
     @property
     def errors(self) -> Tensor:
@@ -128,9 +130,9 @@ def invert(
         around a DataPrediction has to pass both on. Without for_images a context must be one row, or states meet the
         contexts of other images; without rows_per_state guided states count as one row.
     start: 1..grid.steps, the noise end by default.
-    method: a name in INVERSIONS. "joint" and "defect" are exact where they converge; "naive" and "frozen" are no
-        inverses; "naive-unmeasured" is "naive" without the round trip that measures it, at half the rows.
-        `solve_joint`, `solve_defect`, `solve_naive` and `solve_frozen` say what each does.
+    method: a name in INVERSIONS, whose module in `inversions/` says what it does. "joint" and "defect" are exact where
+        they converge; no other inverts the run, though some invert a sampler of their own; "naive-unmeasured" is
+        "naive" without the round trip that measures it, at half the rows.
     tol: bound on every image's round-trip error |denoise(x[start]) - x0| / |x0|. By default 2e-6 in float32 and 1e-11
         in float64; a network that runs in half precision leaves 1e-4 to 1e-3 and needs a tol to match.
     max_sweeps: evaluations of the solve that an image may take after its first, which is the naive inversion's (of
@@ -157,7 +159,7 @@ def invert(
     reports = _reports(method, tol, solution, run)
     if INVERSIONS[method].exact and on_failure == "raise" and not all(report.converged for report in reports):
         raise InversionError(reports)
-    return Inversion(torch.cat([x0[None], solution.states.transpose(0, 1)]), reports)
+    return Inversion(torch.cat([x0[None], solution.states.transpose(0, 1)]), reports, solution.kept)
 
 
 def _reports(method: str, tol: float, solution: Solution, run: Run) -> tuple[InversionReport, ...]:
@@ -181,67 +183,6 @@ def _reports(method: str, tol: float, solution: Solution, run: Run) -> tuple[Inv
         )
         for rows, error, residuals in about
     )
-
-
-def solve_naive(run: Run, tol: float, max_sweeps: int, progress: Progress = None) -> Solution:
-    """Run the solver upwards, on the reversed grid, as TF-ICON does. This is not an inverse, and it solves nothing."""
-    x, _ = run.up(run.x0, run.images, progress)
-    return Solution(x, [[] for _ in x])
-
-
-def solve_frozen(run: Run, tol: float, max_sweeps: int, progress: Progress = None) -> Solution:
-    """Solve every step's implicit equation by itself. This is not an inverse.
-
-    The older data predictions are held at those of the naive run. The idea is that of Hong et al., "On Exact Inversion
-    of DPM-Solvers", arXiv:2311.18387.
-    """
-    naive, data = run.naive()  # data[:, i] is D[i + 1]
-    x, states, residuals = run.x0, [], [[] for _ in run.x0]
-    for i in watched(range(1, run.start + 1), "step", progress):
-        equation = _frozen_equation(run, i, x, data[:, i:])
-        x, searches = anderson_solve(equation, naive[:, i - 1], tol, max_steps=max_sweeps)
-        states.append(x)
-        residuals = [earlier + search.residuals for earlier, search in zip(residuals, searches, strict=True)]
-    return Solution(torch.stack(states, 1), residuals)
-
-
-def _frozen_equation(run: Run, i: int, below: Tensor, older: Tensor) -> Equation:
-    """Row i as an equation for x[i], given x[i-1] and the held D[i+1], D[i+2], ... (B, start - i, ...)."""
-    a, (own, *weights) = run.table.row(i)
-    target = add_weighted(below, (-weight for weight in weights), older.unbind(1))
-    slope = a + own * run.grid.alpha[i].item()  # the slope of a x + own D(x) on unit Gaussian data
-
-    def equation(x: Tensor, images: Tensor) -> Evaluation:
-        residual = a * x + own * run.prediction.for_images(images)(x, i) - target[images]
-        return residual / slope, relative(residual, below[images])
-
-    return equation
-
-
-@dataclass(frozen=True)
-class InversionMethod:
-    """A method of `invert`.
-
-    exact: whether it promises the tolerance, so that a miss is a failure. measured: whether its round-trip error is
-    known; a method without it saves the rows of the measurement, and its reports say None.
-    """
-
-    solve: Solve
-    exact: bool
-    measured: bool = True
-
-    def __post_init__(self) -> None:
-        if self.exact and not self.measured:
-            raise ValueError("an exact method promises a tolerance, so its error has to be measured: measured=True")
-
-
-INVERSIONS: dict[str, InversionMethod] = {
-    "joint": InversionMethod(solve_joint, exact=True),
-    "defect": InversionMethod(solve_defect, exact=True),
-    "naive": InversionMethod(solve_naive, exact=False),
-    "naive-unmeasured": InversionMethod(solve_naive, exact=False, measured=False),
-    "frozen": InversionMethod(solve_frozen, exact=False),
-}
 
 
 def _run_to(x0: Tensor, grid: Grid, start: int, solver: Solver, x0_fn: X0Fn) -> Run:

@@ -129,7 +129,7 @@ def test_the_code_in_the_key_is_all_that_inverts(tmp_path):
     (tmp_path / "a.py").write_text("3")
     assert len({first, second, digest_of(tmp_path.glob("*.py"))}) == 3
     root = Path(inversions.__file__).parent.parent
-    paths = [path for name in ("sd21", "solvers") for path in (root / name).glob("*.py")]
+    paths = [*(root / "sd21").glob("*.py"), *(root / "solvers").rglob("*.py")]
     assert digest_of([*paths, *(root / "composition" / f"{n}.py" for n in ("calls", "inversions", "prompts"))]) == CODE
 
 

@@ -5,9 +5,9 @@ import torch
 from analytic_models import Gaussian, mixture, normal, sd_schedule
 
 from solvers import SOLVERS, dpm_solver_pp_2m, invert, sample, time_uniform
-from solvers.anderson import AndersonMixing, Search, anderson_solve
-from solvers.joint import DATA_VARIANCE, TrajectoryEquations
-from solvers.newton import gmres, newton_gmres
+from solvers.inversions.anderson import AndersonMixing, Search, anderson_solve
+from solvers.inversions.joint import DATA_VARIANCE, TrajectoryEquations
+from solvers.inversions.newton import gmres, newton_gmres
 
 GRID = time_uniform(sd_schedule(), 20)
 WIDE = Gaussian(torch.zeros(4, dtype=torch.float64), torch.full((4,), DATA_VARIANCE, dtype=torch.float64))

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .finite import check_finite
-from .progress import Progress, watched
+from ..finite import check_finite
+from ..progress import Progress, watched
 
 # (x (n, ...), images (n,)) -> step g (n, ...), residual (n,). The plain iteration is x <- x - g, until residual 0.
 Evaluation = tuple[Tensor, Tensor]

@@ -10,12 +10,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .finite import check_finite
-from .grids import Grid
-from .prediction import X0Fn, predict
-from .progress import Progress
-from .sampling import denoise, sample
-from .tables import StepTable
+from ..finite import check_finite
+from ..grids import Grid
+from ..prediction import X0Fn, predict
+from ..progress import Progress
+from ..sampling import denoise, sample
+from ..tables import StepTable
 
 
 class CountedPrediction:
@@ -111,12 +111,14 @@ class Solution(NamedTuple):
 
     states: x[1..start], (B, start, ...). residuals: for every image one number per evaluation of the solve, of what the
     method drives to zero. errors: the round-trip errors, (B,) float64, of a method that has measured them on its way;
-    `invert` measures them for any other.
+    `invert` measures them for any other. kept: what the method's own sampler needs to go back, if it has one
+    (`OwnSampler`): a tensor (B, ...), or a tuple of such tensors.
     """
 
     states: Tensor
     residuals: list[list[float]]
     errors: Tensor | None = None
+    kept: Tensor | tuple[Tensor, ...] | None = None
 
 
 # (run, tol, max_sweeps, progress) -> Solution. An inversion method is such a function.

@@ -12,8 +12,8 @@ z = x0 comes first, which is the naive inversion itself, so that it is accepted 
 import torch
 from torch import Tensor
 
+from ..progress import Progress
 from .anderson import Evaluation, Search, anderson_solve
-from .progress import Progress
 from .run import Run, Solution, relative
 
 

@@ -15,10 +15,13 @@ run: when only one of the two is kept, the other has to be guessed.
 import torch
 from torch import Tensor
 
-from .grids import Grid
-from .prediction import X0Fn, predict
-from .sampling import check_run
-from .tables import ddim
+from ..grids import Grid
+from ..prediction import X0Fn, predict
+from ..progress import Progress, watched
+from ..sampling import check_run
+from ..tables import ddim
+from .method import OwnSampler
+from .run import Run, Solution
 
 Pair = tuple[Tensor, Tensor]  # (x[i], x[i+1]), each (B, ...)
 
@@ -47,14 +50,9 @@ def belm_denoise(pair: Pair, grid: Grid, x0_fn: X0Fn, *, start: int | None = Non
 @torch.no_grad()
 def belm_invert(pair: Pair, grid: Grid, x0_fn: X0Fn, *, start: int | None = None) -> Pair:
     """(x[0], x[1]) -> (x[start-1], x[start]), in start - 1 evaluations. Undoes `belm_denoise` up to rounding."""
-    lower, upper = pair
-    start = _check_pair(pair, grid, start)
-    for i in range(1, start):
-        here, above, eps = _rule(grid, i)
-        y = lower / grid.alpha[i - 1].item() - here * upper / grid.alpha[i].item()
-        y = (y - eps * _noise_prediction(x0_fn, grid, upper, i)) / above
-        lower, upper = upper, grid.alpha[i + 1].item() * y
-    return lower, upper
+    for i in range(1, _check_pair(pair, grid, start)):
+        pair = _up(pair, grid, x0_fn, i)
+    return pair
 
 
 @torch.no_grad()
@@ -64,6 +62,36 @@ def belm_image_pair(x0: Tensor, grid: Grid, x0_fn: X0Fn) -> Pair:
         raise ValueError(f"{grid.name} ends at sigma[0] = 0, from where no step leads up; take a grid that does not")
     a, (b,) = ddim(grid).row(1)
     return x0, (x0 - b * predict(x0_fn, x0, 0)) / a
+
+
+def solve_belm(run: Run, tol: float, max_sweeps: int, progress: Progress = None) -> Solution:
+    """Take the pair up and keep its last. This takes `start` evaluations and solves nothing."""
+    x0_fn = run.prediction.for_images(run.images)
+    pair, states = None, []
+    for i in watched(range(run.start), "step", progress):
+        pair = belm_image_pair(run.x0, run.grid, x0_fn) if pair is None else _up(pair, run.grid, x0_fn, i)
+        states.append(pair[1])
+    return Solution(torch.stack(states, 1), [[] for _ in run.x0], kept=pair)
+
+
+def _denoise(pair: Pair, grid: Grid, x0_fn: X0Fn) -> Tensor:
+    return belm_denoise(pair, grid, x0_fn)[0]
+
+
+def _from_one_state(x: Tensor, grid: Grid, x0_fn: X0Fn) -> Tensor:
+    return _denoise(belm_start(x, grid, x0_fn), grid, x0_fn)
+
+
+SAMPLER = OwnSampler(_denoise, _from_one_state)
+
+
+def _up(pair: Pair, grid: Grid, x0_fn: X0Fn, i: int) -> Pair:
+    """(x[i-1], x[i]) -> (x[i], x[i+1])."""
+    lower, upper = pair
+    here, above, eps = _rule(grid, i)
+    y = lower / grid.alpha[i - 1].item() - here * upper / grid.alpha[i].item()
+    y = (y - eps * _noise_prediction(x0_fn, grid, upper, i)) / above
+    return upper, grid.alpha[i + 1].item() * y
 
 
 def _rule(grid: Grid, i: int) -> tuple[float, float, float]:
@@ -78,10 +106,7 @@ def _noise_prediction(x0_fn: X0Fn, grid: Grid, x: Tensor, i: int) -> Tensor:
 
 
 def _check(x: Tensor, grid: Grid, start: int | None) -> int:
-    start = check_run(x, grid, ddim(grid), start)
-    if start < 2:
-        raise ValueError(f"O-BELM moves a pair of neighbouring states: start must be 2..{grid.steps}, got {start}")
-    return start
+    return check_run(x, grid, ddim(grid), start)
 
 
 def _check_pair(pair: Pair, grid: Grid, start: int | None) -> int:

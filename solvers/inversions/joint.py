@@ -26,13 +26,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..grids import Grid
+from ..progress import Progress
+from ..tables import StepTable
 from .anderson import Search
 from .defect import MeasuredRuns
-from .grids import Grid
 from .newton import newton_gmres
-from .progress import Progress
 from .run import Run, Solution
-from .tables import StepTable
 
 # The variance of the Gaussian data that J is taken of. A Newton step from the measured naive inversion of 32 real scans
 # left 2.44 % (median) and 7.25 % (worst) with 10, 2.66 % and 8.5 % with 1, 2.42 % and 7.13 % with 30.

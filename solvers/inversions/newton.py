@@ -9,8 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..finite import check_finite
 from .anderson import Search
-from .finite import check_finite
 
 # Krylov vectors a Newton step may use, one evaluation each.
 KRYLOV = 30

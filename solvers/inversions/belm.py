@@ -27,21 +27,21 @@ def belm_denoise(kept: Pair, grid: Grid, x0_fn: X0Fn) -> Tensor:
 
     TypeError or ValueError for a pair that does not match, and ValueError for a grid that ends at sigma[0] = 0.
     """
-    return denoise_pair(belm_weights(grid), kept, grid, x0_fn)
+    return denoise_pair(belm_rule, kept, grid, x0_fn)
 
 
 def belm_from_one_state(x: Tensor, grid: Grid, x0_fn: X0Fn) -> Tensor:
     """x[start] -> x[0], by start evaluations: a DDIM step guesses x[start-1]. It raises what `belm_denoise` raises."""
-    return denoise_one(belm_weights(grid), x, grid, x0_fn)
+    return denoise_one(belm_rule, x, grid, x0_fn)
 
 
 def solve_belm(run: Run, tol: float, max_sweeps: int, progress: Progress = None) -> Solution:
     """The pair goes up and its last is kept. It solves nothing, at `start` evaluations."""
-    return solve_pair(belm_weights(run.grid), run, progress)
+    return solve_pair(belm_rule, run, progress)
 
 
-def belm_weights(grid: Grid) -> Tensor:
-    """The rule in x and D: row i is the weights of x[i], x[i+1] and D[i] in x[i-1]; (steps, 3), row 0 is nan."""
+def belm_rule(grid: Grid) -> Tensor:
+    """The rule in x and D. Row i holds the weights of x[i], x[i+1] and D[i] in x[i-1]; (steps, 3), row 0 is nan."""
     alpha, s = grid.alpha, grid.sigma / grid.alpha
     p, q = s[:-2] - s[1:-1], s[2:] - s[1:-1]
     below, noise = alpha[:-2], p * (1 - p / q) / grid.sigma[1:-1]

@@ -11,6 +11,8 @@ up the other state of an image's first pair is a guess too. It is one DDIM step 
 x[1]. At start = 1 the pair is (x[0], x[1]) and holds the image itself.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -23,15 +25,15 @@ from ..tables import ddim
 from .run import Run, Solution
 
 Pair = tuple[Tensor, Tensor]  # each (B, ...)
+# grid -> (steps, 3) float64, whose row i is (here[i], above[i], data[i]). Row 0 does not exist and holds nan.
+Rule = Callable[[Grid], Tensor]
 
 
 @torch.no_grad()
-def denoise_pair(weights: Tensor, pair: Pair, grid: Grid, x0_fn: X0Fn) -> Tensor:
-    """(x[start-1], x[start]) -> x[0], by start - 1 evaluations, where start = grid.steps.
-
-    weights: (start, 3) float64; row i is (here[i], above[i], data[i]), and row 0 is not read.
-    """
+def denoise_pair(rule: Rule, pair: Pair, grid: Grid, x0_fn: X0Fn) -> Tensor:
+    """(x[start-1], x[start]) -> x[0], by start - 1 evaluations, where start = grid.steps."""
     lower, upper = check_pair(pair, grid)
+    weights = rule(grid)
     for i in range(grid.steps - 1, 0, -1):
         here, above, data = weights[i].tolist()
         lower, upper = here * lower + above * upper + data * predict(x0_fn, lower, i), lower
@@ -39,17 +41,17 @@ def denoise_pair(weights: Tensor, pair: Pair, grid: Grid, x0_fn: X0Fn) -> Tensor
 
 
 @torch.no_grad()
-def denoise_one(weights: Tensor, x: Tensor, grid: Grid, x0_fn: X0Fn) -> Tensor:
+def denoise_one(rule: Rule, x: Tensor, grid: Grid, x0_fn: X0Fn) -> Tensor:
     """x[start] -> x[0], by start evaluations, of which the first is for a DDIM step to x[start-1]."""
     check_state(x, grid)
     a, (b,) = ddim(grid).row(grid.steps)
     lower = a * x + b * predict(x0_fn, x, grid.steps)
-    return denoise_pair(weights, (lower, x), grid, x0_fn)
+    return denoise_pair(rule, (lower, x), grid, x0_fn)
 
 
-def solve_pair(weights: Tensor, run: Run, progress: Progress = None) -> Solution:
+def solve_pair(rule: Rule, run: Run, progress: Progress = None) -> Solution:
     """Take the image's pair up and keep its last, (x[start-1], x[start]). It solves nothing, at start evaluations."""
-    x0_fn = run.prediction.for_images(run.images)
+    x0_fn, weights = run.prediction.for_images(run.images), rule(run.grid)
     states = [run.x0]
     for i in watched(range(run.start), "step", progress):
         data = x0_fn(states[-1], i)
@@ -64,7 +66,7 @@ def solve_pair(weights: Tensor, run: Run, progress: Progress = None) -> Solution
 
 
 def row_by_row(here: Tensor, above: Tensor, data: Tensor) -> Tensor:
-    """The weights of the indices 1..start-1, each (start - 1,), as `denoise_pair` takes them."""
+    """The weights of the indices 1..steps-1, each (steps - 1,), as a rule returns them."""
     rows = torch.stack([here, above, data], 1)
     return torch.cat([torch.full((1, 3), torch.nan, dtype=rows.dtype), rows])
 

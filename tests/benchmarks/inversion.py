@@ -31,10 +31,6 @@ from solvers import (  # noqa: E402
     INVERSIONS,
     SOLVERS,
     NoiseSchedule,
-    belm_denoise,
-    belm_image_pair,
-    belm_invert,
-    belm_start,
     data_prediction,
     denoise,
     invert,
@@ -65,15 +61,14 @@ def network_and_contexts(model, dtype):
     return unet, schedule, loaded.prediction_type, context, null_context, (4, side, side)
 
 
-def belm_rows(x0, grid, x0_fn, start):
-    """O-BELM's round trip with its pair, and with x[start] alone."""
-    began = time.perf_counter()
-    pair = belm_invert(belm_image_pair(x0, grid, x0_fn), grid, x0_fn, start=start)
-    seconds = time.perf_counter() - began
-    with_pair, _ = belm_denoise(pair, grid, x0_fn, start=start)
-    alone, _ = belm_denoise(belm_start(pair[1], grid, x0_fn, start=start), grid, x0_fn, start=start)
-    results = {"O-BELM (another sampler), pair kept": with_pair, "O-BELM, x[start] alone": alone}
-    return seconds, {name: relative_by_image(x, x0).max() for name, x in results.items()}
+def own_round_trips(method, inversion, run, x0_fn):
+    """The worst round trip through the sampler that a method inverts, with all that it keeps and from x[start] alone."""
+    sampler, x0 = INVERSIONS[method].sampler, inversion.states[0]
+    results = {
+        f"{method}'s own sampler, all kept": sampler.denoise(inversion.kept, run, x0_fn),
+        f"{method}'s own sampler, x[start] alone": sampler.from_one_state(inversion.states[-1], run, x0_fn),
+    }
+    return {name: relative_by_image(x, x0).max() for name, x in results.items()}
 
 
 def print_scans(folder, count, max_sweeps):
@@ -157,11 +152,9 @@ def print_rows(row, x0, grid, solver, x0_fn, start, max_sweeps):
         cost = f"{inversion.rows.double().mean():.0f}, {inversion.rows.max()} | {seconds / naive_seconds:.1f}"
         converged = f"{inversion.converged.sum()}/{len(x0)} at {inversion.reports[0].tolerance:.0e}"
         print(f"{row} {method} | {inversion.errors.max():.1e} | {converged} | {cost} |", flush=True)
-    if not solver.keywords["lower_order_final"]:
-        seconds, results = belm_rows(x0, grid, x0_fn, start)
-        for name, error in results.items():
-            cost = f"{start * x0_fn.rows_per_state} | {seconds / naive_seconds:.1f}"
-            print(f"{row} {name} | {error:.1e} | | {cost} |", flush=True)
+        if INVERSIONS[method].sampler is not None and not solver.keywords["lower_order_final"]:
+            for name, error in own_round_trips(method, inversion, grid.until(start), x0_fn).items():
+                print(f"{row} {name} | {error:.1e} | | | |", flush=True)
 
 
 if __name__ == "__main__":

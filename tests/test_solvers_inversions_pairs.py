@@ -263,6 +263,14 @@ def test_ddpms_states_are_drawn_alike_for_every_image_batch_start_and_dtype():
     assert torch.equal(invert(IMAGES, GRID, ddim, X0_FN, method="ddpm").states, inversion.states)
 
 
+def test_ddpms_sampler_passes_the_states_that_were_extracted_to_the_bit():
+    """Each noise is taken from the state that the sampler reaches, and not from the one that was drawn."""
+    inversion = invert(IMAGES, GRID, ddim, X0_FN, start=6, method="ddpm")
+    noises = inversion.kept[1]
+    ends = [ddpm_denoise((inversion.states[i], noises[:, :i]), GRID.until(i), X0_FN) for i in range(1, 7)]
+    assert all(torch.equal(end, ends[-1]) for end in ends)
+
+
 def test_ddpm_from_one_state_draws_other_noises_and_the_same_again():
     sampler = INVERSIONS["ddpm"].sampler
     inversion = invert(IMAGES, GRID, ddim, X0_FN, start=6, method="ddpm")

@@ -62,7 +62,7 @@ def network_and_contexts(model, dtype):
 
 
 def own_round_trips(method, inversion, run, x0_fn):
-    """The worst round trip through the sampler that a method inverts, with all that it keeps and from x[start] alone."""
+    """The worst round trip through the method's own sampler, with all that it keeps and from x[start] alone."""
     sampler, x0 = INVERSIONS[method].sampler, inversion.states[0]
     results = {
         f"{method}'s own sampler, all kept": sampler.denoise(inversion.kept, run, x0_fn),

@@ -17,8 +17,7 @@ All noise is drawn on the CPU, in float64, from a fixed seed and alike for every
 neither on its batch nor on the device.
 
 Departures from the authors' code: it sets z[1] to zero, so that its last step misses the image by spread[1] z[1]; ours
-keeps it, and so does the paper. It draws from an unseeded generator. For 0 < eta < 1 it takes eta where DDIM has eta²;
-at eta = 1 these agree.
+keeps z[1]. It draws from an unseeded generator. For 0 < eta < 1 it takes eta where DDIM has eta²; both agree at 1.
 """
 
 import torch

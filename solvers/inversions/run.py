@@ -17,6 +17,10 @@ from ..progress import Progress
 from ..sampling import denoise, sample
 from ..tables import StepTable
 
+# A backward pass through the activations alone costs about as much arithmetic as the forward pass, and one that keeps
+# its memory pays for it again. By the usual count it is two forward passes.
+BACKWARD_ROWS = 2
+
 
 class CountedPrediction:
     """An x0_fn that knows which image every row belongs to, and counts the rows through the network for each image.
@@ -48,6 +52,26 @@ class CountedPrediction:
         start = x.shape[1]
         x0_fn = self.for_images(images.repeat_interleave(start))
         return x0_fn(x.flatten(0, 1), torch.arange(1, start + 1).repeat(len(x))).view_as(x)
+
+    def pulled_back(self, x: Tensor, i: int, images: Tensor, cotangent: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """D(x, i) of the states x (n, ...) of these images, and dD/dx transposed times cotangent(D), both like x.
+
+        Every row that goes back through the network counts as BACKWARD_ROWS more. TypeError for a network that keeps no
+        gradient. It works within torch.no_grad and torch.inference_mode, except that contexts and weights must not have
+        been made within the latter.
+        """
+        with torch.inference_mode(False), torch.enable_grad():
+            leaf = x.detach().clone().requires_grad_()
+            data = self.for_images(images)(leaf, i)
+            if not data.requires_grad:
+                raise TypeError(
+                    "this inversion goes back through the network, and the x0_fn keeps no gradient: run the network "
+                    "without torch.no_grad, or take a method that needs none"
+                )
+            (product,) = torch.autograd.grad(data, leaf, cotangent(data.detach()))
+        rows = BACKWARD_ROWS * getattr(self.x0_fn, "rows_per_state", 1)
+        self.rows.index_add_(0, images, torch.full_like(images, rows))
+        return data.detach(), check_finite(product, "a gradient of the network")
 
 
 @dataclass(frozen=True)

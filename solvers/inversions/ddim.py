@@ -29,7 +29,10 @@ from .run import Run, Solution
 
 
 def solve_ddim(run: Run, tol: float, max_sweeps: int, progress: Progress = None) -> Solution:
-    """Run DDIM upwards, in `start` evaluations. tol and max_sweeps play no part. x[start] is kept for DDIM to return."""
+    """Run DDIM upwards, in `start` evaluations, and keep x[start] for DDIM to go back from.
+
+    tol and max_sweeps play no part.
+    """
     x, _ = replace(run, way_up=ddim(run.grid.reversed())).up(run.x0, run.images, progress)
     return Solution(x, [[] for _ in x], kept=x[:, -1])
 

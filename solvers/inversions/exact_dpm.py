@@ -7,8 +7,8 @@ algorithm 2 those of DPM-Solver++(2M). The row of a multistep table is written a
     x[i-1] = a[i] x[i] + c D(x[i], i) + sum over j = 1..k-1 of b[i, j] (D[i+j] - D[i]),     c = sum over j of b[i, j],
 
 and the corrections are frozen, D[i] within them too, at the data predictions of a first-order climb y[i], y[i+1], ...
-from x[i-1]. What is left is solved from y[i] on by x <- x - rho R, where R = a x + c D(x) + corrections - x[i-1]. So the
-solution obeys the row no better than the climb foresaw D[i] and D[i+j], however small R becomes; on `ddim` there is
+from x[i-1]. What is left is solved from y[i] on by x <- x - rho R, where R = a x + c D(x) + corrections - x[i-1]. The
+solution obeys the row no better than the climb foresaw D[i] and D[i+j], however small R becomes. On `ddim` there is
 nothing to freeze.
 
 The iteration stops where the *sum* of the squares of R is below 1e-3, a bound that does not know how large an image is,
@@ -17,10 +17,11 @@ or after 500 evaluations, and says nothing then. rho grows linearly over the fir
 sum has not fallen for more than 20 iterations.
 
 Departures from the authors' code
-- Their climb evaluates the network every ten training times. An x0_fn knows the grid's times alone, so here it takes one
-  step per interval of the grid: two evaluations for each term of the row, or one in a first-order row.
-- They take the lower time of a step as t less 1000 / steps, rounded down, which misses some of their own grid's times by
-  one. Here it is the grid's.
+- Their climb evaluates the network every ten training times. An x0_fn knows the grid's times alone, so here the climb
+  takes one step to an interval of the grid. That is two evaluations for each term of the row, or one in all where the
+  row is first-order. The first of the iteration repeats one of them, as theirs does.
+- They take the lower time of a step as t less 1000 // steps. On their own grid (linspace, rounded) that misses the
+  lower state's time by one at some steps. Here the lower time is the grid's.
 - Their sum runs over the batch. Here every image has its own and leaves when it is solved.
 - 10 / t[i-1] is bounded by 1, so that grids with short first steps do not begin with rho = 10.
 - Tables other than `ddim` and 2M are ours, as is 2M without lower_order_final, whose first step they take to be
@@ -48,7 +49,10 @@ THRESHOLD = 1e-4
 
 @dataclass
 class StepLength:
-    """rho of one image, iteration by iteration. plateau: whether it is halved where the sum of squares does not fall."""
+    """rho of one image, iteration by iteration.
+
+    full: what it grows to. plateau: whether it is halved where the sum of squares has stopped falling.
+    """
 
     full: float
     plateau: bool
@@ -71,7 +75,7 @@ class StepLength:
 
 
 def solve_exact_dpm(run: Run, tol: float, max_sweeps: int, progress: Progress = None) -> Solution:
-    """Undo the steps by the forward step method, until its own bound or for min(500, 1 + max_sweeps) evaluations a step.
+    """Undo the steps by the forward step method, until its own bound or for min(500, 1 + max_sweeps) evaluations.
 
     tol plays no part. The residuals are relative ones, as in the other methods, and not the sums that the rule reads.
     """

@@ -7,11 +7,11 @@ Inversion", arXiv:2309.04907 (ICCV 2023), AIDI, whose plain form is the same ite
 the mixing takes the affine combination of the last depth + 1 iterates whose g is smallest, and steps to the same
 combination of their f.
 
-`frozen` differs from the accelerated form in its slope and in its safety alone. It divides the residual by the slope on
-unit Gaussian data, a + b alpha[i], where f divides by a + b / alpha[i], the slope on data of infinite variance. It mixes
-ten iterates, restarts where the residual grows, gives up where it stalls, keeps the best iterate, and has 1 + max_sweeps
-evaluations. The methods here do none of this, as in the papers: the iterate after the last evaluation is the result,
-whether it is better or not.
+`frozen` solves the same equation, and differs from the accelerated form in its slope and in its safety alone. It
+divides the residual by the slope on unit Gaussian data, a + b alpha[i], where f divides by a + b / alpha[i], the slope
+on data of infinite variance. It mixes ten earlier iterates, restarts where the residual grows, gives up where it
+stalls, keeps the best iterate, and has 1 + max_sweeps evaluations. The methods here do none of this, as in the papers:
+the iterate after the last evaluation is the result, whether it is better or not.
 
 Departures from the authors' code
 - Meiri et al. take 20 iterations in their script, and stop at nothing. Here an image leaves where the relative residual
@@ -62,15 +62,18 @@ def solve_fixed_point_anderson(
 ) -> Solution:
     """Iterate as `solve_fixed_point` does, and mix in the last `depth` iterates."""
 
-    def solve_step(step: StepEquation) -> tuple[Tensor, list[list[float]]]:
-        mixings = [AndersonMixing(depth) for _ in step.guess]
+    evaluations = min(iterations, 1 + max_sweeps)
+    return climb(run, lambda step: solve_anderson(step, tol, evaluations, depth), progress)
 
-        def advance(x: Tensor, residual: Tensor, size: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
-            g, following = x - step.fixed_point(x, residual), x.clone()
-            for row, image in enumerate(images.tolist()):
-                following[row] = mixings[image].step(x[row], g[row])
-            return following, size <= tol
 
-        return iterate(step, min(iterations, 1 + max_sweeps), advance)
+def solve_anderson(step: StepEquation, tol: float, evaluations: int, depth: int) -> tuple[Tensor, list[list[float]]]:
+    """x[i] of one step, from step.guess on, and the residuals of every image's evaluations."""
+    mixings = [AndersonMixing(depth) for _ in step.guess]
 
-    return climb(run, solve_step, progress)
+    def advance(x: Tensor, residual: Tensor, size: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+        g, following = x - step.fixed_point(x, residual), x.clone()
+        for row, image in enumerate(images.tolist()):
+            following[row] = mixings[image].step(x[row], g[row])
+        return following, size <= tol
+
+    return iterate(step, evaluations, advance)

@@ -1,5 +1,5 @@
-"""Guided Newton steps take the residual of a step's fixed point as one number, and divide it by its gradient. The method
-stands apart because it alone goes back through the network.
+"""A guided Newton step takes the residual of a step's fixed point as one number and divides it by its gradient. The
+method stands apart because it alone goes back through the network.
 
 Samuel et al., "Lightning-Fast Image Inversion and Editing for Text-to-Image Diffusion Models", arXiv:2312.12540v5 (ICLR
 2025), GNRI. With f of `steps`, n numbers to an image, and the transition of the noising process as a prior,
@@ -7,30 +7,31 @@ Samuel et al., "Lightning-Fast Image Inversion and Editing for Text-to-Image Dif
     F(x) = |f(x) - x|_1 + lambda / beta |x - gamma x[i-1]|_2,     gamma = alpha[i] / alpha[i-1],  beta = 1 - gamma²,
     x <- x - F(x) / (n (dF/dx + eta)),                            number by number,
 
-from x[i-1] on. Two evaluations, and the f(x) of the smaller F is the result. Every number is moved as if it alone had to
-bring F to zero. F has no zero unless x is the prior's mean, and where dF/dx is small the step is long without bound:
-nothing but the choice of the smallest F keeps a bad step out.
+from x[i-1] on. There are two evaluations, and the f(x) of the smaller F is the result. The step moves every number by
+an n-th of what would bring F to zero if that number alone were moved. F has no zero unless the prior's mean is a fixed
+point, and where dF/dx is small the step is long without bound: the choice of the smallest F alone keeps a bad one out.
 
-The authors' released code is another method, `guided-newton-released`. It runs the network under no_grad, so that
-dF/dx is the sign of x - f(x) and nothing else, and its prior is the marginal of the noising process at f(x):
+The authors' released code is another method, `guided-newton-released`. It runs the network under no_grad, so that dF/dx
+is the sign of x - f(x) and nothing else, and its prior is the marginal of the noising process, at f(x):
 
     F(x) = |f(x) - x|_1 / alpha[i] + lambda |f(x) - alpha[i] / alpha[0] x[0]|_2² / (2 sigma[i]²),
-    x <- x + alpha[i] F(x) sign(f(x) - x) / n.
+    x <- x + alpha[i] F(x) sign(f(x) - x) / n,                from gamma x[i-1] on.
 
 Cost: a row that goes back through the network counts as two more. A step of `guided-newton` costs four rows for an
 image, one of `guided-newton-released` two.
 
 Departures from the authors' code
-- The gradient of `guided-newton` is the paper's, with the network's part; so are its F and the prior.
-- lambda = 0.1 and two evaluations are those of their script. The paper's small eta has no value there; here it is 1e-6.
+- `guided-newton` has F, the prior and the gradient of the paper, which we know from others' quotations of it.
+- lambda = 0.1 and two evaluations are those of their script. The paper's eta is small, without a value in the code;
+  here it is 1e-6.
 - Their loop takes a gradient after its last evaluation too, and does not use it. Here it is not taken.
-- They divide by the gradient where it is 0, and 64 * 64 * 4 stands for n. Here such a number is not moved.
-- Their sampler is stochastic (Euler, ancestral), in x / alpha. Here it is the table; F keeps their unit.
-- An image that meets tol in its relative residual leaves; theirs know no tolerance. max_sweeps bounds the evaluations
-  after the first further. Tables of several terms are ours, as in `fixed_point`.
+- They divide by the gradient also where it is 0. Here such a number stays. They write 64 * 64 * 4 for n.
+- Their sampler is Euler's ancestral one, in x / alpha, with noise from a list. Here it is the run's table, without any.
+- They know no tolerance. Here an image leaves where its relative residual meets tol, and max_sweeps bounds the
+  evaluations after the first further.
+- Tables of several terms are ours, as in `fixed_point`, and the first estimate is then the naive run's x[i].
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -56,33 +57,33 @@ class Objective(NamedTuple):
     gradient: Tensor | None
 
 
-# (step, x (n, ...), images (n,), lambda, whether to take the gradient) -> F.
-ObjectiveOf = Callable[[StepEquation, Tensor, Tensor, float, bool], Objective]
-
-
 def solve_guided_newton(
     run: Run,
     tol: float,
     max_sweeps: int,
     progress: Progress = None,
     *,
-    objective_of: ObjectiveOf | None = None,
+    released: bool = False,
     evaluations: int = EVALUATIONS,
     weight: float = LAMBDA,
 ) -> Solution:
     """Guided Newton steps, for min(evaluations, 1 + max_sweeps) evaluations a step and image.
 
-    objective_of: `guided`, the paper's and the default, or `released`. weight: lambda. An image whose relative residual
-    meets tol is done.
+    released: whether to take the released code's F in place of the paper's. weight: lambda. An image whose relative
+    residual meets tol is done.
     """
+    objective_of = released_objective if released else guided_objective
 
     def solve_step(step: StepEquation) -> tuple[Tensor, list[list[float]]]:
-        x, found, active = step.guess.clone(), step.guess.clone(), torch.arange(len(step.guess))
+        x = step.guess.clone()
+        if released and step.guess is step.below:
+            x = _gamma(step) * x  # the same x / alpha
+        found, active = x.clone(), torch.arange(len(x))
         smallest = torch.full((len(x),), torch.inf, dtype=torch.float64)
         residuals: list[list[float]] = [[] for _ in x]
         for evaluation in range(1, 1 + min(evaluations, 1 + max_sweeps)):
             last = evaluation == min(evaluations, 1 + max_sweeps)
-            objective = (objective_of or guided)(step, x[active], active, weight, not last)
+            objective = objective_of(step, x[active], active, weight, not last)
             size, value = step.relative(objective.residual, active), objective.value.double().cpu()
             for image, one in zip(active.tolist(), size.tolist(), strict=True):
                 residuals[image].append(one)
@@ -99,10 +100,10 @@ def solve_guided_newton(
 
 def solve_guided_newton_released(run: Run, tol: float, max_sweeps: int, progress: Progress = None) -> Solution:
     """The released code's steps, which take no gradient of the network; otherwise as `solve_guided_newton`."""
-    return solve_guided_newton(run, tol, max_sweeps, progress, objective_of=released)
+    return solve_guided_newton(run, tol, max_sweeps, progress, released=True)
 
 
-def guided(step: StepEquation, x: Tensor, images: Tensor, weight: float, differentiate: bool) -> Objective:
+def guided_objective(step: StepEquation, x: Tensor, images: Tensor, weight: float, differentiate: bool) -> Objective:
     """The paper's F. Its gradient takes a backward pass of the network."""
 
     def sign(data: Tensor) -> Tensor:  # of f(x) - x
@@ -112,8 +113,7 @@ def guided(step: StepEquation, x: Tensor, images: Tensor, weight: float, differe
         data, product = step.run.prediction.pulled_back(x, step.i, images, sign)
     else:
         data, product = step.data(x, images), None
-    alpha = step.run.grid.alpha
-    gamma = (alpha[step.i] / alpha[step.i - 1]).item()
+    gamma = _gamma(step)
     away = x - gamma * step.below[images]
     distance = torch.linalg.vector_norm(away.flatten(1), dim=1)
     residual, strength = step.residual(x, data, images), weight / (1 - gamma**2)
@@ -125,8 +125,8 @@ def guided(step: StepEquation, x: Tensor, images: Tensor, weight: float, differe
     return Objective(residual, step.fixed_point(x, residual), value, gradient)
 
 
-def released(step: StepEquation, x: Tensor, images: Tensor, weight: float, differentiate: bool) -> Objective:
-    """The released code's F, times alpha[i] so that its unit is that of x. Its gradient knows nothing of the network."""
+def released_objective(step: StepEquation, x: Tensor, images: Tensor, weight: float, differentiate: bool) -> Objective:
+    """The released code's F, times alpha[i] so that it has the unit of x. Its gradient leaves the network out."""
     alpha, sigma = step.run.grid.alpha, step.run.grid.sigma[step.i].item()
     residual = step.residual(x, step.data(x, images), images)
     following = step.fixed_point(x, residual)
@@ -141,6 +141,11 @@ def _newton_step(x: Tensor, objective: Objective) -> Tensor:
     share = (objective.value / x[0].numel()).view(_column(x))
     step = share / (objective.gradient + ETA)
     return x - torch.where(objective.gradient == 0, 0, step)
+
+
+def _gamma(step: StepEquation) -> float:
+    alpha = step.run.grid.alpha
+    return (alpha[step.i] / alpha[step.i - 1]).item()
 
 
 def _column(x: Tensor) -> tuple[int, ...]:

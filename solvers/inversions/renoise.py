@@ -2,8 +2,8 @@
 at nothing: the number of its evaluations and what it averages are fixed in advance.
 
 Garibi, Patashnik, Voynov, Averbuch-Elor and Cohen-Or, "ReNoise: Real Image Inversion Through Iterative Noising",
-arXiv:2403.14602 (ECCV 2024). From x^0 = x[i-1] on, x^(k+1) = f(x^k) noises x[i-1] once more with the noise prediction of
-the last estimate (`steps`). The result noises it with a weighted mean of these predictions. f is affine in eps, so that
+arXiv:2403.14602 (ECCV 2024). From x^0 = x[i-1] on, x^(k+1) = f(x^k) noises x[i-1] once more, with the noise prediction
+of the last estimate (`steps`). The result noises it with a weighted mean of these predictions. f is affine in eps, so
 
     x[i] = sum over k of w[k] f(x^k),        sum of w[k] = 1.
 

@@ -30,7 +30,8 @@ class CountedPrediction:
 
     def __init__(self, x0_fn: X0Fn, images: int) -> None:
         self.x0_fn = x0_fn
-        self.rows = torch.zeros(images, dtype=torch.int64)
+        with torch.inference_mode(False):  # or `pulled_back` could not count within inference mode
+            self.rows = torch.zeros(images, dtype=torch.int64)
 
     def for_images(self, images: Tensor) -> X0Fn:
         """The x0_fn whose row n belongs to image images[n].
@@ -53,7 +54,9 @@ class CountedPrediction:
         x0_fn = self.for_images(images.repeat_interleave(start))
         return x0_fn(x.flatten(0, 1), torch.arange(1, start + 1).repeat(len(x))).view_as(x)
 
-    def pulled_back(self, x: Tensor, i: int, images: Tensor, cotangent: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    def pulled_back(
+        self, x: Tensor, i: int, images: Tensor, cotangent: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
         """D(x, i) of the states x (n, ...) of these images, and dD/dx transposed times cotangent(D), both like x.
 
         Every row that goes back through the network counts as BACKWARD_ROWS more. TypeError for a network that keeps no

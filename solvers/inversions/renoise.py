@@ -14,7 +14,7 @@ Departures from the authors' code
 - Below t = 250 their loop evaluates a sixth time and leaves that prediction out of its mean. Here it is not made.
 - Noise correction is left out. It changes the noise that a stochastic sampler adds, and our tables add none. The
   authors switch it off for DDIM too.
-- Noise regularisation (their "edit enhancement") is left out. It pulls the mean prediction towards the statistics of
+- Noise regularisation is left out. It pulls the mean prediction towards the statistics of
   noise, with random shifts, for the sake of editing, and takes it away from the solution on purpose.
 - Their example for Stable Diffusion at 50 steps has one renoising step in place of nine: pass renoisings=1. Where the
   evaluations end before the mean begins, the last f(x^k) is taken, as in their code.

@@ -17,8 +17,8 @@ from ..progress import Progress
 from ..sampling import denoise, sample
 from ..tables import StepTable
 
-# A backward pass through the activations alone costs about as much arithmetic as the forward pass, and one that keeps
-# its memory pays for it again. By the usual count it is two forward passes.
+# What a row costs that goes back through the network, in rows that go forward: the usual count, twice the arithmetic.
+# Without gradients of the weights the arithmetic is nearer to once, and what is kept for the way back costs memory.
 BACKWARD_ROWS = 2
 
 
@@ -59,9 +59,10 @@ class CountedPrediction:
     ) -> tuple[Tensor, Tensor]:
         """D(x, i) of the states x (n, ...) of these images, and dD/dx transposed times cotangent(D), both like x.
 
-        Every row that goes back through the network counts as BACKWARD_ROWS more. TypeError for a network that keeps no
-        gradient. It works within torch.no_grad and torch.inference_mode, except that contexts and weights must not have
-        been made within the latter.
+        Every row goes forward and back, and so counts 1 + BACKWARD_ROWS. TypeError where the x0_fn keeps no gradient.
+        It works within torch.no_grad and torch.inference_mode; the network's weights and contexts must not have been
+        made within the latter. A network that keeps no gradient itself, beneath a parameterisation that does, goes
+        unnoticed: the gradient is then that of the parameterisation.
         """
         with torch.inference_mode(False), torch.enable_grad():
             leaf = x.detach().clone().requires_grad_()

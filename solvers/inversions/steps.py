@@ -78,8 +78,8 @@ class StepEquation:
 # equation -> x[i] (B, ...) and, for every image, the residuals of its evaluations.
 SolveStep = Callable[[StepEquation], tuple[Tensor, list[list[float]]]]
 
-# (x (n, ...), residual (n, ...), relative residual (n,), images (n,)) -> the x that follow (n, ...), whether each is the
-# last of its image (n,) bool.
+# (x (n, ...), residual (n, ...), relative residual (n,), images (n,)) -> the x that follow (n, ...), and whether that
+# was its image's last, (n,) bool.
 Advance = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 

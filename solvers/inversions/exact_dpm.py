@@ -21,7 +21,7 @@ Departures from the authors' code
   takes one step to an interval of the grid. That is two evaluations for each term of the row, or one in all where the
   row is first-order. The first of the iteration repeats one of them, as theirs does.
 - They take the lower time of a step as t less 1000 // steps. On their own grid (linspace, rounded) that misses the
-  lower state's time by one at some steps. Here the lower time is the grid's.
+  lower state's time by one, at one step. Here the lower time is the grid's.
 - Their sum runs over the batch. Here every image has its own and leaves when it is solved.
 - 10 / t[i-1] is bounded by 1, so that grids with short first steps do not begin with rho = 10.
 - Tables other than `ddim` and 2M are ours, as is 2M without lower_order_final, whose first step they take to be

@@ -312,8 +312,9 @@ def test_an_inversion_in_float32_is_the_cpus(ieee, method):
         else:
             # The error is a tenth. Rounding moves the states by 1e-6, and a run enlarges that some ten times.
             assert got.error == pytest.approx(expected.error, rel=1e-2)
-    # Two exact solutions differ by what the tolerance allows, which the way up enlarges; the others by rounding.
-    bound = 100 * TOLERANCE if INVERSIONS[method].exact or method == "frozen" else 10 * FLOAT32
+    # Two solutions differ by what their tolerance allows, which the way up enlarges; the others by rounding.
+    solves = any(report.residuals for report in on_cpu.reports)
+    bound = 100 * TOLERANCE if solves else 10 * FLOAT32
     assert relative(on_gpu.states.cpu(), on_cpu.states) < bound
 
 

@@ -34,7 +34,8 @@ GRID = time_uniform(SCHEDULE, 20)
 DATA = mixture()
 IMAGES = DATA.sample(8, seed=1)
 X0_FN = DATA.x0_fn(GRID)
-OWN = [name for name, method in INVERSIONS.items() if method.sampler is not None]
+# The samplers that algebra inverts: their inversions keep more than one state.
+OWN = [name for name, method in INVERSIONS.items() if method.sampler and method.sampler.from_one_state]
 TWO_STEP = ["bdia", "belm"]
 
 

@@ -230,6 +230,7 @@ def test_the_draw_depends_on_the_real_scans_alone(folder):
         (["--out", "{folder}/real/out"], "would lie among the scans of"),
         (["--steps", "0"], "--steps is a whole number from 1 up, got 0"),
         (["--side", "40"], "--side is a multiple of 16 from 32 up"),
+        (["--until", "0"], "--until is a share of the steps, above 0 and at most 1, got 0.0"),
         (["--added", "8"], "--added is at least 1 and below --batch 8"),
         (["--rate", "nan"], "--rate is a number above 0"),
         (["--test-tumour-free", "b=nowhere"], "--test-tumour-free names b, which is none of --test"),

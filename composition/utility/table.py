@@ -165,6 +165,11 @@ def _notes(made: dict, training: dict) -> list[str]:
         f"Every arm: {training['steps']} steps of {batch} scans, {training['side']} x {training['side']} pixels. Where "
         f"an arm adds something, {batch - added} scans of each batch are real and {added} are added"
         + (f", of which {negatives} are tumour-free scans where composites are added" if negatives else "")
+        + (
+            f", in the first {training['until']:.0%} of the steps, and then all are real"
+            if training["until"] < 1
+            else ""
+        )
         + "; more real scans are drawn like the first N. All arms of a seed have the same N scans and begin with the "
         "same weights.",
         f"A training took {made['seconds'][len(made['seconds']) // 2]:.0f} s in the median, on "

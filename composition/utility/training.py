@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
+from itertools import islice
 
 import numpy as np
 
@@ -31,6 +32,7 @@ class Training:
     batch: int = _option(8, "scans in a batch")
     added: int = _option(4, "how many scans of a batch are the added ones, where an arm adds any")
     negatives: int = _option(0, "how many of the added ones are tumour-free scans in the arms with composites")
+    until: float = _option(1.0, "share of the steps after which the added scans leave the batch to real ones")
     side: int = _option(128, "pixels along a side of what the segmenter sees; a multiple of 16")
     width: int = _option(16, "channels of the U-Net at full resolution, a multiple of 4")
     rate: float = _option(1e-3, "greatest learning rate of AdamW, which falls along half a cosine")
@@ -39,10 +41,12 @@ class Training:
         for one in fields(self):
             value = getattr(self, one.name)
             low = 0 if one.name in ("added", "negatives") else 1
-            if one.name != "rate" and (type(value) is not int or value < low):
+            if one.type == "int" and (type(value) is not int or value < low):
                 raise ValueError(f"--{one.name} is a whole number from {low} up, got {value}")
         if not (math.isfinite(self.rate) and 0 < self.rate <= 1):
             raise ValueError(f"--rate is a number above 0 and at most 1, got {self.rate}")
+        if not 0 < self.until <= 1:
+            raise ValueError(f"--until is a share of the steps, above 0 and at most 1, got {self.until}")
         if self.side % 16 or self.side < 32:
             raise ValueError(
                 f"--side is a multiple of 16 from 32 up, as the U-Net halves it four times; got {self.side}"
@@ -79,6 +83,7 @@ def train(arm: Arm, training: Training, seed: int, look: Callable[[int, float, C
         # Norms over groups of channels cost a quarter less time here than BasicUNet's own, over single ones.
         features = (width, width, 2 * width, 4 * width, 8 * width, width)
         network = BasicUNet(2, 1, 1, features=features, norm=("group", {"num_groups": GROUPS}))
+    network = network.to(memory_format=torch.channels_last)  # a fifth less time on a CPU
     # Over the whole batch, so that tumour-free scans count: alone, their Dice is 0 whatever is predicted.
     criterion = DiceCELoss(sigmoid=True, batch=True)
     optimiser = torch.optim.AdamW(network.parameters(), lr=training.rate)
@@ -120,16 +125,19 @@ def _batches(arm: Arm, training: Training, seed: int) -> Iterator[tuple]:
     change = _augmentation(training.side, seed)
     added = training.added if arm.added else 0
     negatives = training.negatives if added and arm.negatives else 0
-    parts = [(arm.base, training.batch - added), (arm.added, added - negatives), (arm.negatives, negatives)]
+    real, others = _endless(arm.base, draw), _endless(arm.added, draw)
+    free = _endless(arm.negatives, draw)
     tensors: dict[int, dict] = {}
-    streams = [(_endless(cases, draw), count) for cases, count in parts if count]
-    for _ in range(training.steps):
+    for step in range(training.steps):
+        if step >= training.until * training.steps:
+            added = negatives = 0
         changed = []
-        for case in (next(stream) for stream, count in streams for _ in range(count)):
-            if id(case) not in tensors:
-                mask = torch.from_numpy(case.mask[None].astype(np.float32))
-                tensors[id(case)] = {"image": _tensor(case), "mask": mask}
-            changed.append(change(tensors[id(case)]))
+        for stream, count in ((real, training.batch - added), (others, added - negatives), (free, negatives)):
+            for case in islice(stream, count):
+                if id(case) not in tensors:
+                    mask = torch.from_numpy(case.mask[None].astype(np.float32))
+                    tensors[id(case)] = {"image": _tensor(case), "mask": mask}
+                changed.append(change(tensors[id(case)]))
         yield tuple(torch.stack([torch.as_tensor(one[name]).float() for one in changed]) for name in ("image", "mask"))
 
 

@@ -29,7 +29,7 @@ from composition.runs.pair import PairRequest, run_pair
 from composition.scans.errors import DatasetError
 from composition.scans.images import read_mask, read_scan
 from composition.settings import Settings
-from sd21.folders import FolderError
+from sd21.folders import LOCK, FolderError
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 ALL = Rules(size_jitter=0.3, flip=True, rotate=25.0, deform=0.1, contrast=0.3)
@@ -326,6 +326,41 @@ def test_a_data_set_that_batch_wrote_is_read(tmp_path):
     assert [(one.path.name, one.kind) for one in found.objects] == [("c0.png", "benign"), ("c1.png", "benign")]
     assert np.array_equal(found.objects[1].mask, disc(spot_of(1)))
     assert found.left_out.counts == {"image is missing": 1, "line without file_name and mask_file_name": 1}
+
+
+def test_composites_are_no_tumour_free_scans(tmp_path, monkeypatch):
+    """Neither those of a finished batch nor those of a killed one, wherever below the backgrounds they lie."""
+    for name in ("free/b0", "free/done/images/c0", "free/done/coco/images/c0", "free/killed/images/c1", "free/more/b1"):
+        save(head(len(name)), tmp_path / f"{name}.png")
+    row = {"file_name": "images/c0.png", "mask_file_name": "masks/c0.png"}
+    (tmp_path / "free" / "done" / "metadata.jsonl").write_text(json.dumps(row) + "\n")
+    (tmp_path / "free" / "killed" / LOCK).touch()
+    (tmp_path / "free" / "more" / "metadata.jsonl").write_text('{"file_name": "b1.png"}\n')  # of another program
+    monkeypatch.chdir(tmp_path / "free")
+    for root in (tmp_path / "free", Path()):
+        found = read(backgrounds=root)
+        assert [path.name for path in found.backgrounds] == ["b0.png", "b1.png"]
+        names = found.left_out.names["part of a data set that batch wrote"]
+        assert sorted(names) == ["c0.png", "c0.png", "c1.png", "metadata.jsonl"] and len(found.left_out.names) == 1
+    assert read(backgrounds=tmp_path / "free" / "done").backgrounds == []
+
+
+def test_a_table_of_another_program_leaves_the_masks_beside_the_scans(tmp_path):
+    root = draw_folders(tmp_path)
+    table = "".join(json.dumps({"file_name": f"o{number}.png"}) + "\n" for number in range(4))
+    (root / "tumour" / "metadata.jsonl").write_text(table)
+    found = read(root / "tumour")
+    assert len(found.objects) == 4 and found.left_out.counts == {"line without file_name and mask_file_name": 4}
+
+
+def test_masks_are_found_by_names_of_any_letters(tmp_path):
+    for name, mask in (("V", "V_MASK"), ("o\nx", "o\nx_mask")):
+        save(head(len(name)), tmp_path / f"{name}.PNG")
+        save(disc((40, 40, 8)), tmp_path / f"{mask}.PNG")
+    save(head(9), tmp_path / "no\nmask.png")
+    found = read(tmp_path)
+    assert {one.path.name for one in found.objects} == {"V.PNG", "o\nx.PNG"}
+    assert str(found.left_out) == "1 x image without mask: no mask.png"  # one line
 
 
 # DICOM and NIfTI.

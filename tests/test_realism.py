@@ -303,6 +303,8 @@ def test_bad_input_is_one_line_and_leaves_nothing(sets, tmp_path, capsys):
         "folds is a whole number": ("--real", real, "--composites", same, "--out", out, "--folds=1"),
         "too few for 50 parts": ("--real", real, "--composites", same, "--out", out, "--folds=50", "--steps=1"),
         "crop would have to be enlarged": ("--real", real, "--composites", same, "--out", out, "--size=500"),
+        "lie among the scans of": ("--real", real, "--composites", same, "--out", real / "out"),
+        f"lie among the scans of {sets / 'same'}": ("--real", real, "--composites", same, "--out", sets / "same"),
         "is a file": ("--real", real, "--composites", same, "--out", broken / "metadata.jsonl"),
     }
     for told, arguments in cases.items():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from composition_files import tree
 from drawn_lesions import BRIGHT, DARK, write_composites, write_labelled, write_tumour_free
 from PIL import Image
 
@@ -228,6 +229,7 @@ def test_the_draw_depends_on_the_real_scans_alone(folder):
         (["--sizes", "0"], "--sizes: expected whole numbers from 1 up"),
         (["--sizes", "5"], "5 real scans are to be drawn, and there are 4"),
         (["--out", "{folder}/real/out"], "would lie among the scans of"),
+        (["--out", "{folder}/real", "--draw-only"], "would lie among the scans of"),
         (["--steps", "0"], "--steps is a whole number from 1 up, got 0"),
         (["--side", "40"], "--side is a multiple of 16 from 32 up"),
         (["--until", "0"], "--until is a share of the steps, above 0 and at most 1, got 0.0"),
@@ -241,6 +243,27 @@ def test_what_cannot_be_met_is_told_before_any_training(folder, capsys, more, me
     assert cli.main([*command, "--sizes", "2", *(one.format(folder=folder) for one in more)]) == 2
     assert message in capsys.readouterr().err
     assert not (folder / "out").exists()
+
+
+def test_the_draw_goes_to_a_folder_of_its_own(folder, capsys):
+    """A user's files stay, and a former larger draw is not taken for this one."""
+    command = ["utility", "--real", str(folder / "real"), "--test", str(folder / "test"), "--draw-only", "-q"]
+
+    def drawn(out: Path, sizes: str) -> str:
+        code = cli.main([*command, "--out", str(out), "--sizes", sizes, "--seeds", "1"])
+        told = capsys.readouterr().err
+        assert code == (2 if told else 0)
+        return told
+
+    larger = tree(folder / "out") if drawn(folder / "out", "4") == "" else {}
+    assert len(larger) == 8 and drawn(folder / "out", "4") == "" and tree(folder / "out") == larger
+    assert "is none of the files that are drawn now; name an empty folder" in drawn(folder / "out", "2")
+    assert tree(folder / "out") == larger
+    for name in ("s0.png", "s0_mask.png", "notes.txt"):
+        (folder / name).mkdir()
+        (folder / name / name).write_text("mine")
+        assert f"{name} is none of the files" in drawn(folder / name, "4")
+        assert [path.read_text() for path in (folder / name).iterdir()] == ["mine"]
 
 
 def test_without_the_extra_its_name_is_told(folder, capsys, monkeypatch):

@@ -18,11 +18,10 @@ from sd21.files import atomic, write_json, write_text
 from sd21.folders import check_untaken, left_locked, owned
 from sd21.words import shown
 
-from ..datasets.folders import TABLE
 from ..datasets.reading import LeftOut
 from ..metrics.lpips import LPIPS, shift_tolerant_lpips
 from ..runs.record import read_kept
-from ..runs.request import check_apart
+from ..runs.request import check_outside
 from ..scans.errors import DatasetError, WeightsError
 from . import classifier, groups, mmd, radiomics, study, table
 from .choices import Choices
@@ -76,7 +75,7 @@ def run_realism(
     as and for too few scans, FolderError for a folder of results that cannot be used; nothing is changed then.
     """
     out = Path(out)
-    check_apart([folder / TABLE for folder in request.composites.values()], [out / name for name in FILES])
+    check_outside(out, [*(folder for _, folder in request.real), *request.composites.values()])
     if not left_locked(out) and not (out / "parts").is_dir():
         check_untaken((out / name for name in (*FILES, STUDY, KEY)), "realism")
     left_out = {name: LeftOut() for name in ("real", *request.composites)}

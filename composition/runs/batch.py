@@ -38,7 +38,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from sd21.files import json_lines, sha256, write_json, write_text
-from sd21.folders import check_untaken, left_locked
+from sd21.folders import FolderError, check_untaken, left_locked
 
 from ..methods import METHODS, Composition, compose
 from ..model import Model
@@ -120,8 +120,8 @@ def _announce(line: int, row: str | None, error: str) -> None:
 
 
 def _check_nothing_is_lost(manifest: Path, rows: list[Row], bad: dict[int, BadRow], out: Path, export: Export) -> None:
-    """Raises FolderError where a result would take the place of an input, or of a file that no batch has made, and
-    RowError where not a row is good and an earlier run's results would all go.
+    """Raises FolderError where a result would take the place of an input, or of a file that no batch has made, or would
+    lie beside an input; and RowError where not a row is good and an earlier run's results would all go.
 
     A file is a batch's if its row's record is there, or if a batch was killed here, which then may have lacked the time
     to write the record.
@@ -131,6 +131,8 @@ def _check_nothing_is_lost(manifest: Path, rows: list[Row], bad: dict[int, BadRo
     inputs = [path for row in rows for path in row.request.files.values()]
     inputs += [manifest, *(path for row in bad.values() for path in row.files)]
     check_apart(inputs, [*outputs, *export.files(out)])
+    if out.resolve() in {folder.resolve() for folder in {path.parent for path in inputs if path != manifest}}:
+        raise FolderError(f"{out} holds inputs, and what reads them would read the results too; name another folder")
     if not left_locked(out):
         ours = {path for one in ids if _files_of(out, one)[2].exists() for path in _all_of(out, one)}
         # A run of which all rows failed leaves an empty table, and no record.

@@ -13,6 +13,7 @@ from sd21.folders import check_untaken, left_locked
 from ..datasets import LeftOut
 from ..runs import record
 from ..runs.ranks import Ranks
+from ..runs.request import check_outside
 from ..scans.errors import DatasetError
 from . import plots, table
 from .arms import MORE, TUMOUR_FREE, Arm, Material, arms_of
@@ -61,6 +62,12 @@ class UtilityRequest:
         if strange := [name for name in self.test_tumour_free if name not in self.test]:
             raise ValueError(f"--test-tumour-free names {strange[0]}, which is none of --test")
 
+    @property
+    def folders(self) -> list[Path]:
+        """All folders of scans."""
+        named = [*self.composites.values(), *self.test.values(), *self.test_tumour_free.values()]
+        return [self.real, *([self.tumour_free] if self.tumour_free else []), *named]
+
 
 @dataclass(frozen=True, eq=False)
 class TestScan:
@@ -80,7 +87,7 @@ def run_utility(request: UtilityRequest, out: str | Path, command: str, *, quiet
     """
     out, begin = Path(out), time.perf_counter()
     check_extra()
-    _check_apart(request, out)
+    check_outside(out, request.folders)
     if not (left_locked(out) or (out / "drawn.json").exists()):
         check_untaken((out / name for name in RESULTS), "utility")
     left_out = LeftOut()
@@ -101,15 +108,6 @@ def run_utility(request: UtilityRequest, out: str | Path, command: str, *, quiet
         entry = {"command": command, "seconds": round(time.perf_counter() - begin, 1)}
         write_text(log, json_lines([*(read_json_lines(log) if log.exists() else []), entry]))
         return _summed_up(found, told, request, tests, left_out, out)
-
-
-def _check_apart(request: UtilityRequest, out: Path) -> None:
-    """Raises DatasetError where results would lie among the scans, and be read as such the next time."""
-    more = [request.tumour_free] if request.tumour_free else []
-    named = [*request.composites.values(), *request.test.values(), *request.test_tumour_free.values()]
-    for folder in (request.real, *more, *named):
-        if out.resolve().is_relative_to(folder.resolve()):
-            raise DatasetError(f"the results in {out} would lie among the scans of {folder}; name another folder")
 
 
 def read_all(request: UtilityRequest, left_out: LeftOut) -> tuple[Material, list[TestScan]]:

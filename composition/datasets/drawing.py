@@ -121,6 +121,8 @@ def draw_pairs(
     taken: defaultdict[tuple[Path, Path], list[Place]] = defaultdict(list)
     tissues: dict[Path, _Tissue | None] = {}
     meanings: dict[Path, Meaning] = {}
+    lacking = " and ".join(name for name, some in (("object", objects), ("background", backgrounds)) if not some)
+    full = 0  # backgrounds that have had each object at each place, and in each variation, that the rules draw
     for turn in range(rules.per_background):
         if not backgrounds:
             break
@@ -150,12 +152,20 @@ def draw_pairs(
                     break
             else:
                 backgrounds.remove(background)  # the queue only loses objects, so it will have room for none later
+                full += turn > 0
                 if turn == 0:
                     left_out.add("background without room in its tissue for any object left", background.name)
     if len(pairs) < count:
+        why = f"; there is no {lacking}" if lacking else ""
+        if full:
+            why += (
+                f"; backgrounds without a further place or variation for an object: {full}; take --place anywhere, "
+                "--size-jitter, --flip, --rotate, --deform, --contrast, or a smaller --count"
+            )
         raise DatasetError(
             f"{dataset.name}: {len(pairs)} samples can be drawn, {count} were asked for; a background has "
-            f"{rules.per_background} at most, an object {rules.per_object}; left out:\n{left_out}"
+            f"{rules.per_background} at most, an object {rules.per_object}{why}"
+            + (f"; left out:\n{left_out}" if left_out.names else "")
         )
     return pairs, left_out
 

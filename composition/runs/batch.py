@@ -50,7 +50,7 @@ from . import record
 from .columns import columns_of, has_columns
 from .layouts import Export
 from .limits import Limits
-from .manifest import BadRow, Row, read_manifest
+from .manifest import BadRow, Row, misspelled, read_manifest
 from .ranks import Ranks
 from .request import check_apart
 from .single import write_images
@@ -94,6 +94,8 @@ def run_batch(
         _check_nothing_is_lost(Path(manifest), rows, bad, out, export)
         for line, row in bad.items() if not quiet else ():
             _announce(line, row.id, row.error)
+        for told in misspelled(rows) if not quiet else ():
+            warnings.warn(told, stacklevel=2)
     begin = time.perf_counter()
     with ranks.owning(out, cache=cache, prepare=lambda: _sweep(out, [row.id for row in rows])):
         if rows:
@@ -111,8 +113,7 @@ def run_batch(
             return None
         seconds = time.perf_counter() - begin
         errors = _write_tables(rows, bad, out, ranks.store)
-        export.write(out)
-        return _summed_up(rows, bad, errors, out, ranks.store, seconds)
+        return _summed_up(rows, bad, errors, out, ranks.store, seconds, export.write(out))
 
 
 def _announce(line: int, row: str | None, error: str) -> None:
@@ -332,7 +333,13 @@ def _write_tables(rows: list[Row], bad: dict[int, BadRow], out: Path, store: dis
 
 
 def _summed_up(
-    rows: list[Row], bad: dict[int, BadRow], errors: dict[int, str], out: Path, store: dist.Store, seconds: float
+    rows: list[Row],
+    bad: dict[int, BadRow],
+    errors: dict[int, str],
+    out: Path,
+    store: dist.Store,
+    seconds: float,
+    notes: list[str],
 ) -> Summary:
     refused_by = {one.name: store.add(one.name, 0) for one in fields(Limits)}
     return Summary(
@@ -340,6 +347,7 @@ def _summed_up(
         bad=len(errors),
         refused_by={name: count for name, count in refused_by.items() if count},
         columns=tuple(dict.fromkeys(name for row in rows for name in row.columns)),
+        notes=tuple(notes),
         seconds=seconds,
         **{name: store.add(name, 0) for name in COUNTS},
         **figures_of(out / TABLES[0]),

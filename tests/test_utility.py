@@ -1,7 +1,10 @@
 """These tests hold what `utility` measures: the draw, the arms, the scores, the intervals, and its errors. That it sees
 whether composites help is tested in test_utility_command.py."""
 
+import json
+import shutil
 import sys
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,13 +16,16 @@ from PIL import Image
 
 from composition import cli
 from composition.datasets import LeftOut
+from composition.runs.record import hold_to
 from composition.scans.errors import DatasetError
 from composition.utility.arms import Material, arms_of, composites_of, ranked
 from composition.utility.data import Case, read_labelled
-from composition.utility.run import UtilityRequest, read_all
+from composition.utility.run import TestScan as Scanned
+from composition.utility.run import UtilityRequest, _is_whole, read_all
 from composition.utility.scoring import lesions_of, score
-from composition.utility.table import interval, tabulate
+from composition.utility.table import interval, markdown, tabulate
 from composition.utility.training import Training
+from sd21.folders import FolderError
 
 pytestmark = pytest.mark.skipif(find_spec("monai") is None, reason="the extra utility is not installed")
 SIDE = 32
@@ -139,7 +145,16 @@ def test_differences_are_paired_by_scan_and_seed():
     assert pasted["less"]["real"]["mean"] == pytest.approx(0.05)
     assert pasted["less"]["real"]["by_seed"] == pytest.approx([0.05, 0.05])
     assert real["less"]["+ copy-paste"]["mean"] == pytest.approx(-0.05)
+    assert real["less"]["+ copy-paste"]["interval_with_seeds"] is not None
     assert pasted["sensitivity"] == pytest.approx(0.5) and pasted["false_area"] == pytest.approx(0.5)
+
+
+def test_one_seed_has_no_interval_over_seeds():
+    found = [training("real", 0, [0.1, 0.3]), training("+ copy-paste", 0, [0.2, 0.5])]
+    draws = [{"size": 4, "seed": 0, "composites_used": 1, "more_real": 0}]
+    made = tabulate(found, draws, ["t"])
+    assert made["blocks"][0]["lines"][1]["less"]["real"]["interval_with_seeds"] is None
+    assert "] (–) |" in markdown(made, asdict(Training()), LeftOut(), [])
 
 
 def request(folder: Path, **changes) -> UtilityRequest:
@@ -183,6 +198,86 @@ def test_no_scan_stands_on_both_sides(folder):
         read_all(request(folder, test={"twins": folder / "twins"}), LeftOut())
 
 
+def test_a_tumour_free_scan_is_no_copy_of_a_labelled_one(folder):
+    """Neither to learn from nor in the tests; of two labels of one picture, one would be wrong."""
+    write_tumour_free(folder / "test-free", range(300, 303))
+    shutil.copy(folder / "real" / "s1.png", folder / "free" / "copy.png")
+    shutil.copy(folder / "test" / "s11.png", folder / "test-free" / "copied.png")
+    left_out = LeftOut()
+    parts = {"test": folder / "test-free"}
+    material, tests = read_all(request(folder, test_tumour_free=parts), left_out)
+    assert left_out.names == {"tumour-free scan that is a near-duplicate of a labelled one": ["copy.png", "copied.png"]}
+    assert len(material.pool) == 4 and len(material.tumour_free) == 3 and len(tests) == 5 + 3
+    (folder / "copies").mkdir()
+    shutil.copy(folder / "real" / "s1.png", folder / "copies" / "copy.png")
+    with pytest.raises(DatasetError, match="copies: every scan is a near-duplicate of a labelled one of"):
+        read_all(request(folder, tumour_free=folder / "copies", composites={}), LeftOut())
+
+
+def test_a_part_without_test_scans_is_told_why(folder):
+    parts = {"a": folder / "test", "b": folder / "test"}
+    with pytest.raises(DatasetError, match=r"test scans b is left: 5 x test scan of an earlier part$"):
+        read_all(request(folder, test=parts), LeftOut())
+
+
+def test_composites_say_of_which_scans_they_are(folder):
+    table = folder / "true" / "metadata.jsonl"
+    first, *others = (json.loads(line) for line in table.read_text().splitlines())
+    first["inputs"]["object"]["sha256"] = [1]
+    table.write_text("".join(json.dumps(one) + "\n" for one in (first, *others)))
+    with pytest.raises(DatasetError, match=r"is not as `batch` writes it .*a sha256 is no text"):
+        read_all(request(folder), LeftOut())
+
+
+def test_another_request_in_the_same_folder_is_refused(folder, capsys):
+    """Before any training; what is there stays."""
+    (folder / "out").mkdir()
+    for name, text, message in (
+        (
+            "asked.json",
+            '{"steps": 499}',
+            "holds another experiment, see asked.json in it: steps was 499 and is 500 now",
+        ),
+        ("asked.json", '{"scans": {"real": [9, "0"]}}', "scans: real was [9, '0'] and is [4, "),
+        ("commands.jsonl", "{", "commands.jsonl is damaged (JSONDecodeError"),
+        ("commands.jsonl", '{"command": "a", "seconds": "b"}', "commands.jsonl is damaged: a line has no text command"),
+    ):
+        (folder / "out" / name).write_text(text)
+        command = ["utility", "--real", folder / "real", "--test", folder / "test", "--out", folder / "out"]
+        assert cli.main([*map(str, command), "--sizes", "2"]) == 2
+        assert message in capsys.readouterr().err
+        assert [path.read_text() for path in (folder / "out").iterdir()] == [text]
+        (folder / "out" / name).unlink()
+
+
+def test_sizes_and_composites_may_be_added_to_a_folder(tmp_path):
+    path = tmp_path / "asked.json"
+    for names in ("a", "b", "ab"):
+        hold_to(path, {"steps": 5, "composites": {name: [1, name] for name in names}})
+    assert json.loads(path.read_text()) == {"steps": 5, "composites": {"a": [1, "a"], "b": [1, "b"]}}
+    with pytest.raises(FolderError, match=r"composites: a was \[1, 'a'\] and is \[2, 'a'\] now; name another folder"):
+        hold_to(path, {"steps": 5, "composites": {"a": [2, "a"]}})
+
+
+def test_a_kept_training_that_lacks_something_is_none():
+    some = Training(steps=20)
+    tests = [Scanned(case("a", mask=np.ones((SIDE, SIDE), dtype=bool)), "t", 0), Scanned(case("b"), "t", 1)]
+    rows = [
+        {"test": "t", "file": "a", "sha256": "", "group": 0, "dice": 0.5, "lesions": 1, "found": 1},
+        {"test": "t", "file": "b", "sha256": "", "group": 1, "false_area": 0.0, "false_any": 0},
+    ]
+    curve = [{"step": step, "loss": 1.0, "dice": 0.5} for step in range(2, 21, 2)]
+    whole = {"seconds": 1.0, "threads": 1, "curve": curve, "scores": rows}
+    assert _is_whole(whole, some, tests)
+    less = [{name: value for name, value in whole.items() if name != one} for one in whole]
+    less += [
+        whole | {"scores": value} for value in ([], None, rows[:1], rows[::-1], [rows[0] | {"dice": "a"}, rows[1]])
+    ]
+    less += [whole | {"scores": [rows[0] | {"more": 1}, rows[1]]}]
+    less += [whole | {"curve": value} for value in ([], curve[:-1], [1], [{**curve[0], "loss": None}, *curve[1:]])]
+    assert not any(_is_whole(one, some, tests) for one in less)
+
+
 def test_a_composite_in_a_test_scan_is_an_error_and_one_in_another_scan_is_left_out(folder):
     write_tumour_free(folder / "other", range(200, 202))
     with pytest.raises(DatasetError, match="lies in a test scan; compose in other backgrounds"):
@@ -224,6 +319,7 @@ def test_the_draw_depends_on_the_real_scans_alone(folder):
         (["--composites", "ours=nowhere"], "nowhere/metadata.jsonl is not there"),
         (["--composites", "a/b=nowhere"], "the name 'a/b' names an arm and a folder"),
         (["--composites", "a=x", "a=y"], "--composites: the name a is there twice"),
+        (["--composites", "tumour-free=x"], "the name 'tumour-free' is taken by an arm that is there anyway"),
         (["--alone", "mine"], "--alone names mine, which is none of --composites"),
         (["--sizes", "4", "4"], "every size has its number of seeds, and stands once"),
         (["--sizes", "0"], "--sizes: expected whole numbers from 1 up"),

@@ -82,6 +82,8 @@ def read_composites(folder: Path, side: int, left_out: LeftOut) -> list[Case]:
         entries = read_json_lines(records)
         made_of = [[entry["inputs"][role]["sha256"] for role in ("object", "background")] for entry in entries]
         files = [(folder / entry["file_name"], folder / entry["mask_file_name"]) for entry in entries]
+        if not all(isinstance(digest, str) for digests in made_of for digest in digests):
+            raise TypeError("a sha256 is no text")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DatasetError(
             f"{records} is not as `batch` writes it ({shown(error)}); run the batch again, or name another folder"

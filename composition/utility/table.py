@@ -114,7 +114,7 @@ def _difference(one: np.ndarray, other: np.ndarray, groups: list[int]) -> dict:
     return {
         "mean": float(differences.mean()),
         "interval": interval(differences, groups, seeds=False),
-        "interval_with_seeds": interval(differences, groups, seeds=True),
+        "interval_with_seeds": interval(differences, groups, seeds=True) if len(differences) > 1 else None,
         "by_seed": differences.mean(axis=1).tolist(),
     }
 
@@ -161,7 +161,7 @@ def _notes(made: dict, training: dict) -> list[str]:
     return [
         f"Dice is the mean over test scans and seeds. Differences are paired by scan and seed, with their "
         f"{made['level']:.0%} interval of {made['resamples']} bootstrap resamples over groups of near-duplicate test "
-        "scans; in brackets after it the interval over seeds too.",
+        "scans; in brackets after it the interval over seeds too, which one seed has not.",
         f"Every arm: {training['steps']} steps of {batch} scans, {training['side']} x {training['side']} pixels. Where "
         f"an arm adds something, {batch - added} scans of each batch are real and {added} are added"
         + (f", of which {negatives} are tumour-free scans where composites are added" if negatives else "")
@@ -182,8 +182,9 @@ def _notes(made: dict, training: dict) -> list[str]:
 def _told(difference: dict | None) -> str:
     if difference is None:
         return "–"
-    (low, high), (least, most) = difference["interval"], difference["interval_with_seeds"]
-    return f"{difference['mean']:+.3f} [{low:+.3f}, {high:+.3f}] ([{least:+.3f}, {most:+.3f}])"
+    both = (difference["interval"], difference["interval_with_seeds"])
+    first, second = ("–" if one is None else f"[{one[0]:+.3f}, {one[1]:+.3f}]" for one in both)
+    return f"{difference['mean']:+.3f} {first} ({second})"
 
 
 def _range(draws: list[dict], name: str) -> str:

@@ -190,6 +190,24 @@ def test_sheets_as_spreadsheets_write_them_are_read(written, tmp_path):
     assert score([tmp_path / "c.csv"], written / KEY / "key.csv")[0].read == 7
 
 
+def test_a_reader_may_be_called_anything_and_what_is_not_read_is_told(written, tmp_path, capsys):
+    """A reader "2 readers" is one of two; three answers of twenty are no whole study; one sheet is no two readers."""
+    key = written / KEY / "key.csv"
+    fill(written, tmp_path / "a.csv", lambda name: "real", reader="2 readers")
+    lines = fill(written, tmp_path / "b.csv", lambda name: "real" if name == "real" else "synthetic", reader="")
+    write(tmp_path / "b.csv", lines[:3])
+    sheets = [tmp_path / "a.csv", tmp_path / "b.csv"]
+    found = {(one.reader, one.set): (one.right, one.read, one.crops) for one in score(sheets, key)}
+    assert found["2 readers", "all"] == (10, 20, 20) and found["reader 2", "all"] == (3, 3, 20)
+    assert found["all 2 readers", "all"] == (13, 23, 40)
+    assert cli.main(["realism", "--score", *map(str, sheets), "--key", str(key)]) == 0
+    told = capsys.readouterr().out
+    assert "\nreader 2 has answered 3 of 20 crops.\nall 2 readers has answered 23 of 40 crops.\n" in told
+    assert "\n2 readers has answered" not in told
+    assert cli.main(["realism", "--score", str(sheets[1]), str(sheets[1]), "--key", str(key)]) == 2
+    assert "b.csv is there twice; name each one once" in capsys.readouterr().err
+
+
 def test_bad_sheets_are_one_line(written, tmp_path, capsys):
     key = written / KEY / "key.csv"
     lines = fill(written, tmp_path / "sheet.csv", lambda name: "real")

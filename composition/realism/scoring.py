@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import comb
@@ -24,13 +25,15 @@ MOST_TOLD = 5  # faults of one sheet that an error names
 
 @dataclass(frozen=True)
 class Score:
-    """How many crops of a set a reader has called right. low, high: the exact interval of the share at LEVEL (Clopper
-    and Pearson 1934)."""
+    """How many crops of a set a reader has called right, of `read` that the reader has answered and `crops` that there
+    are; of all readers together, `crops` times the readers. low, high: the exact interval of the share at LEVEL
+    (Clopper and Pearson 1934)."""
 
     reader: str
     set: str
     right: int
     read: int
+    crops: int
     low: float
     high: float
 
@@ -41,9 +44,11 @@ def score(sheets: Sequence[str | Path], key: str | Path) -> list[Score]:
     A crop of the key without a line in a sheet counts as not read. Intervals of all readers take every answer for one
     of its own; readers of the same crops are not, so that these are too narrow where readers agree.
     Raises SheetError for lines without an answer, with an answer that is none, twice the same crop or one that is not
-    in the key, and for files that are no such tables.
+    in the key, for a sheet that is named twice, and for files that are no such tables.
     """
     sets = _key(Path(key))
+    if twice := [path for path, times in Counter(Path(path).resolve() for path in sheets).items() if times > 1]:
+        raise SheetError(f"the sheet {twice[0]} is there twice; name each one once")
     answers: dict[tuple[str, str], bool] = {}
     for number, path in enumerate(map(Path, sheets), start=1):
         faults: list[str] = []
@@ -75,16 +80,16 @@ def score(sheets: Sequence[str | Path], key: str | Path) -> list[Score]:
 def _scores(answers: dict[tuple[str, str], bool], sets: dict[str, str]) -> list[Score]:
     readers = list(dict.fromkeys(reader for reader, _ in answers))
     kinds = [ALL, *dict.fromkeys(sorted(sets.values(), key=lambda name: (name != REAL, name)))]
+    together = f"{len(readers)} readers"
+    groups = [(reader, [reader]) for reader in readers]
+    groups += [(f"all {together}" if together in readers else together, readers)] if len(readers) > 1 else []
     found = []
-    for reader in readers + ([f"{len(readers)} readers"] if len(readers) > 1 else []):
+    for name, who in groups:
         for kind in kinds:
-            of = [
-                right
-                for (who, crop), right in answers.items()
-                if reader in (who, f"{len(readers)} readers") and kind in (ALL, sets[crop])
-            ]
+            of = [right for (reader, crop), right in answers.items() if reader in who and kind in (ALL, sets[crop])]
+            crops = len(who) * sum(kind in (ALL, one) for one in sets.values())
             if of:
-                found.append(Score(reader, kind, sum(of), len(of), *exact_interval(sum(of), len(of))))
+                found.append(Score(name, kind, sum(of), len(of), crops, *exact_interval(sum(of), len(of))))
     return found
 
 
@@ -120,8 +125,9 @@ def markdown(scores: Sequence[Score]) -> str:
         share = f"{one.right / one.read:.0%} [{one.low:.0%}, {one.high:.0%}]"
         reader = one_line(one.reader, 80).replace("|", "/")
         lines.append(f"| {reader} | {one.set} | {one.right} | {one.read} | {share} |")
+    some = [one for one in scores if one.set == ALL and one.read < one.crops]
+    lines += ["", *(f"{one_line(one.reader, 80)} has answered {one.read} of {one.crops} crops." for one in some)]
     lines += [
-        "",
         "50 % in all is what one who cannot tell them apart comes to; of a set of composites, the share is that",
     ]
     return "\n".join([*lines, "of those that were called synthetic."]) + "\n"

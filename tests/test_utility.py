@@ -4,6 +4,7 @@ whether composites help is tested in test_utility_command.py."""
 import json
 import shutil
 import sys
+from collections import Counter
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -55,6 +56,22 @@ def test_a_smaller_draw_is_the_beginning_of_a_larger_one_and_has_no_near_duplica
     assert large[:3] == small == drawn[:3]
 
 
+def test_every_arm_has_composites_of_the_same_scans_and_as_many_of_each():
+    """Ours has none of the last scan and one of the second, so that no arm has more."""
+    cases = pool(4)
+    some = [
+        one for number, each in enumerate((3, 1, 3, 0)) for one in composites(cases[number : number + 1], each, "o")
+    ]
+    made = {"ours": some, "copy-paste": composites(cases, 3, "pasted")}
+    arms, told = arms_of(Material(cases, [0, 1, 2, 3], [], made), 4, 0, 3, [], ["ours", "copy-paste"])
+    objects = [
+        Counter(case.object_sha256 for case in arm.added) for arm in arms if arm.name in ("+ ours", "+ copy-paste")
+    ]
+    assert objects[0] == objects[1] == Counter({cases[0].sha256: 3, cases[1].sha256: 1, cases[2].sha256: 3})
+    assert told["composed"] == 3 and told["composites_used"] == 7
+    assert told["composites_of_them"] == {"ours": 7, "copy-paste": 12}
+
+
 def test_every_arm_has_the_same_real_scans_and_as_many_composites_of_them_alone():
     cases, free = pool(10), [case("free")]
     made = {"ours": composites(cases, 4, "ours"), "copy-paste": composites(cases, 2, "pasted")}
@@ -83,7 +100,10 @@ def test_composites_are_taken_in_turn_from_every_scan():
 
 def test_too_few_composites_or_scans_are_told_with_their_counts():
     material = Material(pool(6), list(range(6)), [], {"ours": composites(pool(6), 1, "ours")})
-    with pytest.raises(DatasetError, match="ours has 4 composites of the 4 scans that seed 0 draws, and 12 are asked"):
+    with pytest.raises(
+        DatasetError,
+        match=r"ours has 4 composites of the 4 scans .*, of which all have 4 in common, and 12",
+    ):
         arms_of(material, 4, 0, 3, (), ["ours"])
     with pytest.raises(DatasetError, match="7 real scans are to be drawn, and there are 6"):
         arms_of(material, 7, 0, 1, (), ())
@@ -151,7 +171,7 @@ def test_differences_are_paired_by_scan_and_seed():
 
 def test_one_seed_has_no_interval_over_seeds():
     found = [training("real", 0, [0.1, 0.3]), training("+ copy-paste", 0, [0.2, 0.5])]
-    draws = [{"size": 4, "seed": 0, "composites_used": 1, "more_real": 0}]
+    draws = [{"size": 4, "seed": 0, "composites_used": 1, "composed": 1, "more_real": 0}]
     made = tabulate(found, draws, ["t"])
     assert made["blocks"][0]["lines"][1]["less"]["real"]["interval_with_seeds"] is None
     assert "] (–) |" in markdown(made, asdict(Training()), LeftOut(), [])
@@ -281,7 +301,10 @@ def test_a_kept_training_that_lacks_something_is_none():
 def test_a_composite_in_a_test_scan_is_an_error_and_one_in_another_scan_is_left_out(folder):
     write_tumour_free(folder / "other", range(200, 202))
     with pytest.raises(DatasetError, match="lies in a test scan; compose in other backgrounds"):
-        read_all(request(folder, tumour_free=None, test_tumour_free={"test": folder / "free"}), LeftOut())
+        others = {"tumour_free": folder / "other", "test_tumour_free": {"test": folder / "free"}}
+        read_all(request(folder, **others), LeftOut())
+    with pytest.raises(ValueError, match="--composites takes --tumour-free too"):
+        request(folder, tumour_free=None)
     left_out = LeftOut()
     material, _ = read_all(request(folder, tumour_free=folder / "other"), left_out)
     assert material.composites["true"] == []
@@ -316,7 +339,8 @@ def test_the_draw_depends_on_the_real_scans_alone(folder):
     ("more", "message"),
     [
         (["--real", "nowhere"], "nowhere"),
-        (["--composites", "ours=nowhere"], "nowhere/metadata.jsonl is not there"),
+        (["--composites", "ours=nowhere"], "--composites takes --tumour-free too"),
+        (["--composites", "ours=nowhere", "--tumour-free", "{folder}/free"], "nowhere/metadata.jsonl is not there"),
         (["--composites", "a/b=nowhere"], "the name 'a/b' names an arm and a folder"),
         (["--composites", "a=x", "a=y"], "--composites: the name a is there twice"),
         (["--composites", "tumour-free=x"], "the name 'tumour-free' is taken by an arm that is there anyway"),

@@ -85,7 +85,7 @@ def test_the_experiment_gives_every_arm_what_it_needs(busi, tmp_path, commands):
     assert counts == {"real": 5, "seen": 1, "held-out": 4, "tumour-free": 4, "seen-free": 0, "held-out-free": 2}
     names = {path.name for path in (work / "scans" / "held-out").iterdir() if "_mask" not in path.name}
     assert {f"{name.split(' ')[0]}/{name}" for name in names} <= held_out_names() and len(names) == 4
-    assert [one[0] for one in commands].count("batch") == len(experiment.LINES)
+    assert [one[0] for one in commands].count("batch") == len(experiment.KINDS)
     options = build_parser("utility").parse_args(commands[-1])
     request = utility_command.request_of(options, made_of(options, Training))
     left_out = LeftOut()
@@ -94,7 +94,7 @@ def test_the_experiment_gives_every_arm_what_it_needs(busi, tmp_path, commands):
     jobs, told = _jobs(request, material)  # which raises an error where composites are too few
     assert {(draw["size"], draw["seed"]) for draw in told} == {(2, 0), (2, 1), (3, 0)}
     assert all(draw["composites_used"] == draw["size"] for draw in told)
-    all_arms = {"real", "real + tumour-free", "+ more real", "ours alone", *(f"+ {name}" for name in experiment.LINES)}
+    all_arms = {"real", "real + tumour-free", "+ more real", "ours alone", *(f"+ {name}" for name in experiment.KINDS)}
     assert {arm.name for arm, size, _ in jobs if size == 2} == all_arms
     assert {arm.name for arm, size, _ in jobs if size == 3} == {"real", "+ ours", "+ copy-paste", "+ more real"}
 
@@ -104,18 +104,18 @@ def test_a_second_run_draws_nothing_again_and_another_experiment_is_refused(busi
     run(busi, work)
     commands.clear()
     assert run(busi, work) == 0
-    assert [one[0] for one in commands] == ["batch"] * len(experiment.LINES) + ["utility"]
+    assert [one[0] for one in commands] == ["batch"] * len(experiment.KINDS) + ["utility"]
     commands.clear()
     for changes, message in {
         ("--pool", "4"): "holds another experiment, see experiment.json in it: pool was 5 and is 4 now",
-        ("--steps", "9"): "holds another experiment, see experiment.json in it: steps was 500 and is 9 now",
+        ("--steps", "9"): "holds another experiment, see experiment.json in it: steps was 300 and is 9 now",
         ("--compared", "paper"): "at_all_sizes: ours was True and is False now",
         (
-            "--lines",
+            "--kinds",
             "paper",
             "--compared",
             "ours",
-        ): "--compared names ours, which is none of --lines; got --lines paper",
+        ): "--compared names ours, which is none of --kinds; got --kinds paper",
         ("--steps", "0"): "--steps is a whole number from 1 up, got 0",
     }.items():
         with pytest.raises(ValueError, match=message):
@@ -126,16 +126,16 @@ def test_a_second_run_draws_nothing_again_and_another_experiment_is_refused(busi
     assert commands == []
 
 
-def test_lines_without_any_that_all_sizes_have(busi, tmp_path, commands):
+def test_kinds_without_any_that_all_sizes_have(busi, tmp_path, commands):
     """All sizes after the first have real scans alone; another line may be added later."""
     work = tmp_path / "work"
-    assert run(busi, work, "--lines", "paper") == 0
+    assert run(busi, work, "--kinds", "paper") == 0
     options = build_parser("utility").parse_args(commands[-1])
     request = utility_command.request_of(options, made_of(options, Training))
     assert request.compared == () and list(request.composites) == ["paper"]
     jobs, _ = _jobs(request, read_all(request, LeftOut())[0])
     assert {arm.name for arm, size, _ in jobs if size == 3} == {"real", "+ more real"}
-    assert run(busi, work, "--lines", "paper", "ours") == 0
+    assert run(busi, work, "--kinds", "paper", "ours") == 0
     options = build_parser("utility").parse_args(commands[-1])
     assert utility_command.request_of(options, made_of(options, Training)).compared == ("ours",)
 
@@ -153,13 +153,12 @@ def test_a_step_is_written_down_as_a_user_would_type_it_and_leaves_the_last_word
     assert entry["command"] == "pair of a user" and entry["code"] == 2
 
 
-def test_the_lines_are_what_their_names_say():
+def test_the_kinds_are_what_their_names_say():
     made = {}
-    for name, line in experiment.LINES.items():
-        options = build_parser("batch").parse_args(["batch", "m.jsonl", "--out", "o", *line.options])
+    for name, kind in experiment.KINDS.items():
+        options = build_parser("batch").parse_args(["batch", "m.jsonl", "--out", "o", *kind.options])
         made[name] = options.method, made_of(options, Settings), made_of(options, Limits)
-    assert made["ours"] == made["ours-varied"] == ("ours", Settings(), Limits())
+    assert made["ours"] == made["ours-unvaried"] == ("ours", Settings(), Limits())
     assert made["paper"] == ("ours", Settings.paper(), Limits.off())
     for name in ("copy-paste", "tf-icon", "sdedit", "blended"):
         assert made[name] == (name, Settings(), Limits.off())
-    assert made["copy-paste-varied"] == made["copy-paste"]

@@ -35,6 +35,8 @@ from .reading import Dataset, Labelled, LeftOut
 from .rules import BENCHMARK, Place, Rules, place_object, unsuitable
 from .tissue import tissue_mask
 
+TRIES = 4  # how often a varied object is drawn for a place: one that is too large once may be smaller the next time
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -141,7 +143,7 @@ def draw_pairs(
                 if obj.path not in meanings:
                     meanings[obj.path] = read_scan(obj.path).meaning
                 words = seed, keys.of(background), keys.of(obj.path), len(earlier)
-                place = place_object(tissue, obj.mask, there.meaning, meanings[obj.path], rules, words)
+                place = _place_of(tissue, obj.mask, there.meaning, meanings[obj.path], rules, words)
                 if place is not None and place not in earlier:
                     number = f"{dataset.name}-{len(pairs):03d}"
                     pairs.append(Pair(number, dataset, background, obj, place.box, tissue.shape, place.variation))
@@ -168,6 +170,17 @@ def draw_pairs(
             + (f"; left out:\n{left_out}" if left_out.names else "")
         )
     return pairs, left_out
+
+
+def _place_of(
+    tissue: np.ndarray, mask: np.ndarray, there: Meaning, own: Meaning, rules: Rules, words: tuple
+) -> Place | None:
+    """`place_object`, drawn again where the variation that it drew first has no room. None after TRIES of them."""
+    for attempt in range(TRIES if rules.vary else 1):
+        place = place_object(tissue, mask, there, own, rules, (*words, attempt) if attempt else words)
+        if place is not None:
+            return place
+    return None
 
 
 def suitable(dataset: Dataset, rules: Rules, keys: Keys) -> Dataset:

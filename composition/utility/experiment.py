@@ -55,7 +55,7 @@ POOL = {"busi": 160, "br35h": 112}  # groups of labelled scans to learn from
 
 
 @dataclass(frozen=True)
-class Line:
+class Kind:
     """A kind of composites: its pairs, "plain" or "varied", and the options of `batch`."""
 
     pairs: str
@@ -77,15 +77,14 @@ def _text(value: object) -> str:
     return "none" if value is None else str(value)
 
 
-LINES = {
-    "ours": Line("plain", []),
-    "ours-varied": Line("varied", []),
-    "copy-paste": Line("plain", ["--method", "copy-paste", *UNLIMITED]),
-    "copy-paste-varied": Line("varied", ["--method", "copy-paste", *UNLIMITED]),
-    "paper": Line("plain", [*_paper(), *UNLIMITED]),
-    "tf-icon": Line("plain", ["--method", "tf-icon", *UNLIMITED]),
-    "sdedit": Line("plain", ["--method", "sdedit", *UNLIMITED]),
-    "blended": Line("plain", ["--method", "blended", *UNLIMITED]),
+KINDS = {
+    "ours": Kind("varied", []),
+    "copy-paste": Kind("varied", ["--method", "copy-paste", *UNLIMITED]),
+    "paper": Kind("varied", [*_paper(), *UNLIMITED]),
+    "tf-icon": Kind("varied", ["--method", "tf-icon", *UNLIMITED]),
+    "sdedit": Kind("varied", ["--method", "sdedit", *UNLIMITED]),
+    "blended": Kind("varied", ["--method", "blended", *UNLIMITED]),
+    "ours-unvaried": Kind("plain", []),  # what is left without the variation
 }
 
 
@@ -111,27 +110,27 @@ def _parser() -> argparse.ArgumentParser:
         which.add_argument(f"--{name}", type=Path, metavar="DIR", help=f"the folder of {published.title}")
     parser.add_argument("--out", required=True, type=folder, help="folder for everything")
     parser.add_argument("--model", default="mini", help="as for batch (default: %(default)s)")
-    parser.add_argument("--lines", nargs="+", choices=tuple(LINES), default=tuple(LINES), help="which composites")
-    about = f"which of --lines all sizes have, and not the first alone (default: {' and '.join(COMPARED)})"
-    parser.add_argument("--compared", nargs="*", metavar="LINE", help=about)
+    parser.add_argument("--kinds", nargs="+", choices=tuple(KINDS), default=tuple(KINDS), help="which composites")
+    about = f"which of --kinds all sizes have, and not the first alone (default: {' and '.join(COMPARED)})"
+    parser.add_argument("--compared", nargs="*", metavar="KIND", help=about)
     parser.add_argument("--sizes", nargs="+", type=int, default=[16, 8, 32], metavar="N", help="as for utility")
     parser.add_argument("--seeds", nargs="+", type=int, default=[5, 3, 3], metavar="S", help="one for each size")
-    parser.add_argument("--per-scan", type=int, default=4, metavar="K", help="composites for each drawn scan")
+    parser.add_argument("--per-scan", type=int, default=8, metavar="K", help="composites for each drawn scan")
     parser.add_argument("--pool", type=int, metavar="P", help=f"groups of labelled scans to learn from ({POOL})")
-    parser.add_argument("--steps", type=int, default=500, help="of each training")
+    parser.add_argument("--steps", type=int, default=300, help="of each training")
     parser.add_argument("--ranks", type=int, default=1, help="processes that share each command's work out")
     return parser
 
 
 def _options_of(arguments: list[str] | None) -> argparse.Namespace:
-    """The options, with the default of --compared: those of COMPARED that are among --lines. Raises ValueError for what
+    """The options, with the default of --compared: those of COMPARED that are among --kinds. Raises ValueError for what
     `utility` would refuse when all is composed."""
     options = _parser().parse_args(arguments)
     if options.compared is None:
-        options.compared = [name for name in COMPARED if name in options.lines]
-    if strange := [name for name in options.compared if name not in options.lines]:
+        options.compared = [name for name in COMPARED if name in options.kinds]
+    if strange := [name for name in options.compared if name not in options.kinds]:
         raise ValueError(
-            f"--compared names {strange[0]}, which is none of --lines; got --lines {' '.join(options.lines)}"
+            f"--compared names {strange[0]}, which is none of --kinds; got --kinds {' '.join(options.kinds)}"
         )
     Training(steps=options.steps)
     return options
@@ -141,7 +140,7 @@ def _asked(options: argparse.Namespace, name: str) -> dict:
     """What no later run on the same folder may change: its pairs or trainings would not fit. Lines may be added."""
     asked = {"dataset": name, "pool": options.pool or POOL[name], "sizes": options.sizes, "seeds": options.seeds}
     asked |= {"per_scan": options.per_scan, "steps": options.steps, "model": options.model}
-    return {**asked, "at_all_sizes": {line: line in options.compared for line in options.lines}}
+    return {**asked, "at_all_sizes": {kind: kind in options.compared for kind in options.kinds}}
 
 
 def _share_out(dataset: Dataset, pool: int, scans: Path) -> None:
@@ -191,7 +190,7 @@ def _rank(item: Path | Labelled) -> bytes:
 
 
 def _compose(dataset: Dataset, options: argparse.Namespace, work: Path) -> dict[str, Path]:
-    """Draw the pairs, and compose them by every line. Returns the composites' folders by name."""
+    """Draw the pairs, and compose them in every kind. Returns the composites' folders by name."""
     real = ["--real", str(work / "scans" / "real"), "--test", str(work / "scans" / "held-out"), "--draw-only"]
     sets = {"all": (options.sizes, options.seeds), "first": (options.sizes[:1], options.seeds[:1])}
     for name, (sizes, seeds) in sets.items():
@@ -206,21 +205,21 @@ def _compose(dataset: Dataset, options: argparse.Namespace, work: Path) -> dict[
     backgrounds, count = work / "scans" / "tumour-free", options.per_scan * suited
     each = -(-2 * count // sum(1 for _ in backgrounds.iterdir()))  # twice as often as needed, for objects of any size
     folders = {}
-    for name in options.lines:
-        line = LINES[name]
-        manifest = work / "pairs" / f"{line.pairs}.jsonl"
+    for name in options.kinds:
+        kind = KINDS[name]
+        manifest = work / "pairs" / f"{kind.pairs}.jsonl"
         if not manifest.exists():
             # An object that has room in few backgrounds is made up for by others.
             limits = ["--count", str(count), "--per-object", str(options.per_scan + 2), "--per-background", str(each)]
             inputs = ["--backgrounds", str(backgrounds), "--objects", str(work / "drawn" / "all")]
-            place = VARIED if line.pairs == "varied" else ["--place", "anywhere"]
+            place = VARIED if kind.pairs == "varied" else ["--place", "anywhere"]
             command = ["pair", *inputs, *limits, *place, "--seed", "0", "--prompt", dataset.prompt]
             _step([*command, "--out", str(manifest)], 1, work)
         if name not in options.compared:
             manifest = _part(manifest, first)
         folders[name] = work / "composites" / name
         model = ["--model", options.model, "--cache", str(work / "inversions")]
-        command = ["batch", str(manifest), "--out", str(folders[name]), *model, *line.options]
+        command = ["batch", str(manifest), "--out", str(folders[name]), *model, *kind.options]
         _step(command, options.ranks, work, done=folders[name] / "metadata.jsonl")
     return folders
 

@@ -54,6 +54,11 @@ class UtilityRequest:
                 raise ValueError(f"the name {name!r} names an arm and a folder: letters, digits, '.', '_' and '-' only")
             if f"+ {name}" in (MORE, "+ tumour-free"):
                 raise ValueError(f"the name {name!r} is taken by an arm that is there anyway; give another")
+        if self.composites and self.tumour_free is None:
+            raise ValueError(
+                "--composites takes --tumour-free too, the scans that they were made in, so that none of them is a "
+                "near-duplicate of a test scan; name that folder"
+            )
         for option, values in (("sizes", self.sizes), ("seeds", self.seeds), ("per-scan", (self.per_scan,))):
             if not values or min(values) < 1:
                 raise ValueError(f"--{option}: expected whole numbers from 1 up, got {values}")
@@ -131,13 +136,13 @@ def read_all(request: UtilityRequest, left_out: LeftOut) -> tuple[Material, list
     if request.tumour_free and not free:
         raise DatasetError(f"{request.tumour_free}: every scan is a near-duplicate of a labelled one of {request.real}")
     kept = _kept_tests(tests, of_tests, learnt, request, left_out)
-    allowed, composites = {case.sha256 for case in free}, {}
+    allowed, tested, composites = {case.sha256 for case in free}, {test.case.sha256 for test in kept}, {}
     for name, folder in request.composites.items():
         composites[name] = []
         for case in read_composites(folder, side, left_out):
-            if case.background_sha256 in {test.case.sha256 for test in kept}:
+            if case.background_sha256 in tested:
                 raise DatasetError(f"{folder}: {case.name} lies in a test scan; compose in other backgrounds")
-            if allowed and case.background_sha256 not in allowed:
+            if case.background_sha256 not in allowed:
                 left_out.add(f"{name}: composite in a scan that is none of --tumour-free", case.name)
             else:
                 composites[name].append(case)

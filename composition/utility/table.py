@@ -134,8 +134,9 @@ def markdown(made: dict, training: dict, left_out: LeftOut, commands: list[dict]
             f"## N = {block['size']}, {block['test']}",
             "",
             f"{block['scans']} test scans with a tumour in {block['groups']} groups of near-duplicates, "
-            f"{block['tumour_free']} without. Composites: {_range(draws, 'composites_used')}; more real scans: "
-            f"{_range(draws, 'more_real')}.",
+            f"{block['tumour_free']} without. Composites: {_range(draws, 'composites_used')}, "
+            f"of {_range(draws, 'composed')} of the {block['size']} scans, as `pair` left the others out; "
+            f"more real scans: {_range(draws, 'more_real')}.",
             "",
         ]
         references = [

@@ -30,7 +30,7 @@ class Training:
 
     steps: int = _option(500, "steps of a training, the same for every arm")
     batch: int = _option(8, "scans in a batch")
-    added: int = _option(4, "how many scans of a batch are the added ones, where an arm adds any")
+    added: int = _option(2, "how many scans of a batch are the added ones, where an arm adds any")
     negatives: int = _option(0, "how many of the added ones are tumour-free scans in the arms with composites")
     until: float = _option(1.0, "share of the steps after which the added scans leave the batch to real ones")
     side: int = _option(128, "pixels along a side of what the segmenter sees; a multiple of 16")

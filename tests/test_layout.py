@@ -34,7 +34,7 @@ LAYERS = (
             "blending",
             "calls",
         ),
-        *("figures", "model"),
+        *("figures", "model", "tables"),
     ),
     ("scans",),
 )

@@ -13,6 +13,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 import numpy as np
 
 LEVEL, RESAMPLES, SEED = 0.95, 10_000, 0
+BLOCK = 250  # draws that are computed at once, which bounds the memory
 
 
 def ends(values: np.ndarray) -> tuple[float, float]:
@@ -45,7 +46,7 @@ def drawn_groups(count: int) -> np.ndarray:
 
 
 def drawn_weights(columns: Sequence[Sequence[Hashable | None]]) -> Iterator[np.ndarray]:
-    """How often each of N things counts in each of RESAMPLES draws, float64 (N,).
+    """How often each of N things counts in each of RESAMPLES draws, in blocks of float64 (BLOCK or fewer, N).
 
     columns: the groups of the things by one factor, or by several that cross, as objects and backgrounds do. The groups
     of each factor are drawn by themselves, and a thing counts as often as the product says (the pigeonhole bootstrap,
@@ -55,16 +56,18 @@ def drawn_weights(columns: Sequence[Sequence[Hashable | None]]) -> Iterator[np.n
     generator, factors = np.random.default_rng(SEED), []
     for column in columns:
         number = {group: index for index, group in enumerate(dict.fromkeys(one for one in column if one is not None))}
-        at = np.array([len(number) if group is None else number[group] for group in column])
         draws = generator.multinomial(len(number), np.full(len(number), 1 / len(number)), RESAMPLES)
-        factors.append((draws.astype(np.float64), at))
-    for index in range(RESAMPLES):
-        yield np.prod([np.append(draws[index], 1.0)[at] for draws, at in factors], axis=0)
+        at = [len(number) if group is None else number[group] for group in column]
+        factors.append((np.column_stack([draws, np.ones(RESAMPLES)]), at))
+    for first in range(0, RESAMPLES, BLOCK):
+        yield np.prod([draws[first : first + BLOCK, at] for draws, at in factors], axis=0)
 
 
 def resampled(figure: Callable[[np.ndarray], np.ndarray], columns: Sequence[Sequence[Hashable | None]]) -> np.ndarray:
-    """The figures of all draws, stacked. figure: takes the weights of `drawn_weights`."""
-    return np.stack([figure(weights) for weights in drawn_weights(columns)])
+    """The figures (RESAMPLES, ...) of all draws. figure: takes weights (n, N) of `drawn_weights` and returns (n, ...),
+    not a number where a draw lacks what it needs."""
+    with np.errstate(invalid="ignore"):
+        return np.concatenate([figure(weights) for weights in drawn_weights(columns)])
 
 
 def of_components(value: float, components: Sequence[tuple[float, int]]) -> tuple[float, float]:

@@ -1,21 +1,21 @@
-"""This module scores the sheets of a reader study with its key. It imports neither torch nor numpy."""
+"""This module scores the sheets of a reader study with its key. It does not import torch."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import comb
 from pathlib import Path
 
 from sd21.files import irregular
 from sd21.words import one_line, shown
 
+from ..metrics.intervals import LEVEL, exact_binomial
 from ..scans.errors import SheetError
+from ..tables import markdown_head, markdown_line
 from .names import KEY_COLUMNS, REAL, SHEET, SYNTHETIC
 
-LEVEL = 0.95
 ALL = "all"
 LONGEST = 1 << 24  # bytes of a sheet or a key; a thousand crops take some ten thousand
 SHORT = {"r": REAL, "s": SYNTHETIC, "fake": SYNTHETIC, REAL: REAL, SYNTHETIC: SYNTHETIC}
@@ -84,42 +84,17 @@ def _scores(answers: dict[tuple[str, str], bool], sets: dict[str, str]) -> list[
                 if reader in (who, f"{len(readers)} readers") and kind in (ALL, sets[crop])
             ]
             if of:
-                found.append(Score(reader, kind, sum(of), len(of), *exact_interval(sum(of), len(of))))
+                found.append(Score(reader, kind, sum(of), len(of), *exact_binomial(sum(of), len(of))))
     return found
-
-
-def exact_interval(right: int, count: int) -> tuple[float, float]:
-    """The exact interval of a share at LEVEL (Clopper and Pearson 1934), from `right` of `count`."""
-
-    def at_least(share: float) -> float:
-        """The probability of `right` or more."""
-        return sum(comb(count, n) * share**n * (1 - share) ** (count - n) for n in range(right, count + 1))
-
-    def at_most(share: float) -> float:
-        return sum(comb(count, n) * share**n * (1 - share) ** (count - n) for n in range(right + 1))
-
-    tail = (1 - LEVEL) / 2
-    low = 0.0 if right == 0 else _root(lambda share: at_least(share) - tail)
-    high = 1.0 if right == count else _root(lambda share: tail - at_most(share))
-    return low, high
-
-
-def _root(rising: Callable[[float], float]) -> float:
-    """Where a rising function of a share is 0, to the last bit."""
-    low, high = 0.0, 1.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if rising(middle) < 0 else (low, middle)
-    return (low + high) / 2
 
 
 def markdown(scores: Sequence[Score]) -> str:
     """The table of scores, in Markdown."""
-    lines = [f"| reader | set | right | of | share [{LEVEL:.0%} interval] |", "| --- | --- | --- | --- | --- |"]
+    lines = markdown_head(["reader", "set", "right", "of", f"share [{LEVEL:.0%} interval]"])
     for one in scores:
         share = f"{one.right / one.read:.0%} [{one.low:.0%}, {one.high:.0%}]"
         reader = one_line(one.reader, 80).replace("|", "/")
-        lines.append(f"| {reader} | {one.set} | {one.right} | {one.read} | {share} |")
+        lines.append(markdown_line([reader, one.set, str(one.right), str(one.read), share]))
     lines += [
         "",
         "50 % in all is what one who cannot tell them apart comes to; of a set of composites, the share is that",

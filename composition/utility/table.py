@@ -156,8 +156,8 @@ def _notes(made: dict, training: dict) -> list[str]:
     return [
         f"Dice is the mean over test scans and seeds. Differences are paired by scan and seed, with their "
         f"{made['level']:.0%} interval of {made['resamples']} bootstrap resamples over groups of near-duplicate test "
-        "scans; in brackets after it the interval over seeds too, by Student's t over the means of the seeds, which one "
-        "seed does not have.",
+        "scans; in brackets after it the interval over seeds too, by Student's t over the means of the seeds, which a "
+        "single seed does not have.",
         f"Every arm: {training['steps']} steps of {batch} scans, {training['side']} x {training['side']} pixels. Where "
         f"an arm adds something, {batch - added} scans of each batch are real and {added} are added"
         + (f", of which {negatives} are tumour-free scans where composites are added" if negatives else "")

@@ -34,7 +34,7 @@ LAYERS = (
             "blending",
             "calls",
         ),
-        *("figures", "model", "tables"),
+        *("fields", "figures", "model", "tables"),
     ),
     ("scans",),
 )

@@ -14,11 +14,13 @@ from drawn_tumours import draw_composites, draw_real, realism_command
 from PIL import Image
 
 from composition import cli
-from composition.realism import intervals, run, study
+from composition.metrics import intervals
+from composition.metrics.intervals import exact_binomial
+from composition.realism import run, study
 from composition.realism.choices import Choices
 from composition.realism.groups import Contest
 from composition.realism.names import KEY, STUDY
-from composition.realism.scoring import exact_interval, score
+from composition.realism.scoring import score
 from composition.scans.errors import DatasetError, SheetError
 
 EACH = 5
@@ -174,11 +176,11 @@ def test_scores_are_right_by_set_and_by_reader(written, tmp_path, capsys):
 
 def test_the_interval_is_the_exact_one():
     """Clopper and Pearson's own relations, and scipy's figures."""
-    assert exact_interval(0, 10) == pytest.approx((0, 1 - 0.025**0.1)) and exact_interval(10, 10)[0] == 0.025**0.1
+    assert exact_binomial(0, 10) == pytest.approx((0, 1 - 0.025**0.1)) and exact_binomial(10, 10)[0] == 0.025**0.1
     stats = pytest.importorskip("scipy.stats")
     for right, count in ((1, 7), (15, 20), (50, 100), (333, 1000)):
         low, high = stats.binomtest(right, count).proportion_ci(0.95, "exact")
-        assert exact_interval(right, count) == pytest.approx((low, high), abs=1e-9)  # both solve to 1e-12 or so
+        assert exact_binomial(right, count) == pytest.approx((low, high), abs=1e-9)  # both solve to 1e-12 or so
 
 
 def test_sheets_as_spreadsheets_write_them_are_read(written, tmp_path):

@@ -168,7 +168,7 @@ def test_one_seed_says_nothing_of_others():
     made = tabulate(found, [], ["t", "t", "t"])
     less = made["blocks"][0]["lines"][1]["less"]["real"]
     assert intervals(np.ones((1, 3)), range(3))[1] is None and less["interval_with_seeds"] is None
-    draw = {"size": 4, "composites_used": 0, "more_real": 0}
+    draw = {"size": 4, "composites_used": 0, "composed": 0, "more_real": 0}
     text = markdown({**made, "draws": [draw]}, asdict(Training()), LeftOut(), [])
     assert "| +0.050 [+0.000, +0.100] (–) |" in text
 

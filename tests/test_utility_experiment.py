@@ -116,7 +116,7 @@ def test_a_second_run_draws_nothing_again_and_another_experiment_is_refused(busi
             "--compared",
             "ours",
         ): "--compared names ours, which is none of --kinds; got --kinds paper",
-        ("--steps", "0"): "--steps is a whole number from 1 up, got 0",
+        ("--steps", "0"): "steps is a whole number from 1 to 1000000, got 0",
     }.items():
         with pytest.raises(ValueError, match=message):
             run(busi, work, *changes)

@@ -10,13 +10,11 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields, replace
-from numbers import Integral, Real
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from sd21.words import shown
-
+from .fields import check_ranges, option, ranged
 from .matching import ring
 from .placement import bounding_box
 from .scans.errors import ScanError
@@ -35,30 +33,6 @@ ROWS = 256  # that are sampled at once, which bounds the memory
 BITS = 53  # of a number that is drawn, as many as a float64 holds
 
 
-def ranged(default, about: str, low: float | int, high: float | int):
-    """A field that is a number from low to high, a whole one if its default is, and what it means."""
-    return field(default=default, metadata={"about": about, "choices": (), "range": (low, high)})
-
-
-def check_ranges(instance) -> None:
-    """Keep the fields of a frozen dataclass as Python's own bools and numbers. Raises ValueError, naming the field,
-    where one is of another kind than its default, out of its `range`, or not among its `choices`."""
-    for one in fields(instance):
-        value, kind, choices = getattr(instance, one.name), type(one.default), one.metadata["choices"]
-        if kind is bool:
-            sound, expected = isinstance(value, bool | np.bool_), "true or false"
-        elif choices:
-            sound, expected = isinstance(value, str) and value in choices, f"one of {', '.join(choices)}"
-        else:
-            low, high = one.metadata["range"]
-            number = isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool | np.bool_)
-            sound = number and low <= value <= high
-            expected = f"{'a whole number' if kind is int else 'a number'} from {low} to {high}"
-        if not sound:
-            raise ValueError(f"{one.name} is {expected}, got {shown(value)}")
-        object.__setattr__(instance, one.name, kind(value))
-
-
 @dataclass(frozen=True)
 class Variation:
     """How an object differs from its own scan. The defaults change nothing.
@@ -67,7 +41,7 @@ class Variation:
     or outside its range.
     """
 
-    flip: bool = field(default=False, metadata={"about": "left and right are exchanged", "choices": ()})
+    flip: bool = option(False, "left and right are exchanged")
     rotation: float = ranged(0.0, "degrees, counter-clockwise, about the middle of the mask's box", -180.0, 180.0)
     deformation: float = ranged(
         0.0,

@@ -21,6 +21,7 @@ from .words import one_line, shown
 
 # What our own checks raise: CheckpointError, ScanError, FolderError, ... The request cannot be met as it stands.
 REFUSED = (ValueError, OSError, ImportError)
+STEP = "COMPOSITION_STEP"  # an environment variable, which a command sets for the commands that it runs as its steps
 INTERRUPTED = 130  # as shells report a process that ended by Ctrl-C
 # Of an OSError: the disk, and not the request, is at fault.
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
@@ -67,7 +68,8 @@ def _guarded(run: Callable[[], int], interrupted: str, tell: Callable[[Exception
     try:
         return run()
     except KeyboardInterrupt:
-        if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
+        # Of several processes one speaks, and of a command and its steps the command.
+        if os.environ.get("RANK", "0") == "0" and STEP not in os.environ:
             print(f"\ninterrupted: {interrupted}", file=sys.stderr)
         return INTERRUPTED
     except REFUSED as error:

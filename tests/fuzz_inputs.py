@@ -43,7 +43,7 @@ from composition.runs.manifest import read_manifest
 from composition.runs.placed_volume import VolumeRequest, place_volume
 from composition.runs.record import read_kept
 from composition.runs.store import InversionStore
-from composition.scans.errors import DatasetError, PlacementError, ScanError, SheetError
+from composition.scans.errors import DatasetError, PlacementError, RowError, ScanError, SheetError
 from composition.scans.images import Scan, read_mask, read_scan
 from composition.scans.slices import Meaning
 from composition.variation import Variation, varied_mask, vary
@@ -798,7 +798,7 @@ KINDS = {
     "weights": Kind(weights, (CheckpointError,)),
     "config": Kind(config, (ConfigError,)),
     "model folder": Kind(model_folder, (CheckpointError, ConfigError)),
-    "manifest": Kind(manifest, ()),
+    "manifest": Kind(manifest, (RowError,)),  # where not one line is a JSON object
     "batch": Kind(batch, (ValueError,)),
     "settings": Kind(settings, (ValueError,)),
     "command": Kind(command, ()),

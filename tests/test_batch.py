@@ -21,6 +21,7 @@ from composition import Settings
 from composition.runs.batch import run_batch
 from composition.runs.limits import Limits
 from composition.runs.manifest import read_manifest
+from sd21.folders import FolderError
 
 ROOT = Path(__file__).parent.parent
 QUICK = Settings(steps=4, start=2, preserve_background_until=1, inversion="naive")
@@ -217,6 +218,16 @@ def half(tmp_path):
 def errors(folder: Path) -> list[dict]:
     path = folder / "out" / "errors.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_results_do_not_lie_beside_their_inputs(tmp_path):
+    scans = write_scans(tmp_path / "scans")
+    files = {name: f"scans/{row(0)[name]}" for name in ("background", "object", "object_mask")}
+    manifest = write_manifest(tmp_path / "m.jsonl", [row(0, **files)])
+    before = tree(tmp_path)
+    with pytest.raises(FolderError, match="holds inputs, and what reads them would read the results too"):
+        run_batch(manifest, scans, lambda: pytest.fail("loaded"), Settings(), quiet=True)
+    assert tree(tmp_path) == before
 
 
 def test_a_row_whose_label_is_not_true_is_refused_and_leaves_no_file(tmp_path, half):

@@ -19,6 +19,7 @@ from composition.runs.batch import run_batch
 from composition.runs.columns import LONGEST_LIST, LONGEST_TEXT, MOST_COLUMNS, OURS
 from composition.runs.layouts import Export
 from composition.runs.manifest import read_manifest
+from composition.scans.errors import RowError
 
 QUICK = Settings(steps=4, start=2, preserve_background_until=1, inversion="naive")
 
@@ -172,6 +173,22 @@ def test_a_column_that_nobody_could_read_costs_its_row(scans, own, message):
 def test_a_bad_row_gives_no_column_its_kind(scans):
     write_manifest(scans / "manifest.jsonl", [row(0, age="x", other={}), row(1, age=1), row(2, age=2)])
     assert len(bad(scans)) == 1
+
+
+def test_a_key_that_is_nearly_another_is_told_once(scans):
+    rows = [row(0, pid="a", labels="b"), row(1, pid="a", widnow=[40, 80]), row(2, widnow=[40, 80])]
+    with pytest.warns(UserWarning) as told:
+        run_batch(write_manifest(scans / "m.jsonl", rows), scans / "out", lambda: FakeModel(64), QUICK)
+    assert [str(one.message) for one in told] == [
+        "row 1: the key 'labels' is taken as a column of its own; did you mean 'label'?",
+        "row 2: the key 'widnow' is taken as a column of its own; did you mean 'window'?",
+    ]
+
+
+def test_a_file_that_is_no_manifest_makes_no_folder(scans):
+    with pytest.raises(RowError, match=r"s0\.png is no manifest, JSON lines: line 1: not UTF-8"):
+        run_batch(scans / "s0.png", scans / "out", lambda: pytest.fail("loaded"), QUICK)
+    assert not (scans / "out").exists()
 
 
 @pytest.mark.parametrize("value", [{"label_name": ""}, {"label_name": "a\nb"}, {"dataset_id": 0}, {"dataset_id": 1000}])

@@ -12,8 +12,9 @@ import torch
 from benchmark_files import SAMPLES, SETTINGS, WITHOUT, draw, pass_off, read_csv, run, table_of
 from PIL import Image
 
-from composition.benchmark.table import bootstrap_interval, heading
+from composition.benchmark.table import heading
 from composition.metrics import Networks, Reference, measure, seam
+from composition.metrics.intervals import bootstrap_interval
 from composition.placement import place, placed_object
 from composition.runs.manifest import read_manifest
 from composition.scans.images import read_scan, values_of

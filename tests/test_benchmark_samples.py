@@ -19,12 +19,13 @@ from composition.datasets import (
     read_busi,
 )
 from composition.datasets.drawing import draw_pairs, mask_sha256, shrunk
-from composition.datasets.rules import unsuitable, user_box
+from composition.datasets.rules import place_object, unsuitable
 from composition.datasets.tissue import enclosed, largest_piece, otsu_threshold, tissue_mask
 from composition.placement import Sample, bounding_box
 from composition.runs.manifest import read_manifest
 from composition.scans.errors import DatasetError
 from composition.scans.images import Scan, read_mask, read_scan, write_image
+from composition.scans.slices import Meaning
 from composition.settings import Settings
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -107,21 +108,27 @@ def test_what_shrinks_to_one_value_has_no_tissue():
     assert not tissue_mask(Scan(pixels)).any()
 
 
+def box_on(tissue, mask):
+    """The box of the benchmark's rules on scans without millimetres, or None where there is no room."""
+    place = place_object(tissue, mask, Meaning(), Meaning())
+    return None if place is None else place.box
+
+
 def test_box_keeps_the_share_and_the_relative_place():
     tissue = boxed((200, 300), 20, 20, 280, 180)
     # The object's 100x50 scan fits the 300x200 background at 300/100 = 3 (200/50 would be 4): 10x8 becomes 30x24.
     # Its centre lies at (45, 24) of (100, 50), which is (135, 96) there.
-    assert user_box(tissue, boxed((50, 100), 40, 20, 50, 28)) == (135 - 15, 96 - 12, 30, 24)
+    assert box_on(tissue, boxed((50, 100), 40, 20, 50, 28)) == (135 - 15, 96 - 12, 30, 24)
 
 
 def test_box_moves_to_the_nearest_place_in_tissue():
     tissue = boxed((100, 100), 30, 30, 80, 90)
-    assert user_box(tissue, boxed((100, 100), 5, 50, 15, 60)) == (30, 50, 10, 10)  # from the left, into the tissue
-    assert user_box(tissue, boxed((100, 100), 90, 95, 96, 99)) == (74, 86, 6, 4)  # to the lower right corner
-    assert user_box(tissue, boxed((100, 100), 10, 10, 61, 30)) is None  # 51 is wider than the tissue
+    assert box_on(tissue, boxed((100, 100), 5, 50, 15, 60)) == (30, 50, 10, 10)  # from the left, into the tissue
+    assert box_on(tissue, boxed((100, 100), 90, 95, 96, 99)) == (74, 86, 6, 4)  # to the lower right corner
+    assert box_on(tissue, boxed((100, 100), 10, 10, 61, 30)) is None  # 51 is wider than the tissue
     bay = tissue.copy()
     bay[30:60, 50:60] = False
-    x, y, w, h = user_box(bay, boxed((100, 100), 50, 40, 70, 50))
+    x, y, w, h = box_on(bay, boxed((100, 100), 50, 40, 70, 50))
     assert bay[y : y + h, x : x + w].all() and (w, h) == (20, 10)
 
 

@@ -6,9 +6,10 @@ import warnings
 import numpy as np
 import pytest
 
-from composition.benchmark.table import bootstrap_interval, markdown, paired, summarise, tabulate
+from composition.benchmark.table import markdown, paired, summarise, tabulate
 from composition.benchmark.variants import Line, Lineup, Variant
 from composition.metrics import Networks
+from composition.metrics.intervals import bootstrap_interval
 from composition.settings import Settings
 
 

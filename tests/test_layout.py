@@ -34,7 +34,7 @@ LAYERS = (
             "blending",
             "calls",
         ),
-        *("figures", "model"),
+        *("fields", "figures", "model", "tables"),
     ),
     ("scans",),
 )

@@ -38,10 +38,17 @@ def scans(tmp_path):
 
 
 def run(folder, rows, layout="imagefolder", **options):
+    summed_up(folder, rows, layout, **options)
+    return folder / "out"
+
+
+def summed_up(folder, rows, layout="imagefolder", **options) -> str:
+    """What `batch` says at its end."""
     manifest = write_manifest(folder / "manifest.jsonl", rows)
     export, method = Export(layout=layout, **options), "copy-paste"  # these tests are about files
-    run_batch(manifest, folder / "out", lambda: FakeModel(64), QUICK, quiet=True, export=export, method=method)
-    return folder / "out"
+    return str(
+        run_batch(manifest, folder / "out", lambda: FakeModel(64), QUICK, quiet=True, export=export, method=method)
+    )
 
 
 def lines(path: Path) -> list[dict]:
@@ -111,7 +118,10 @@ def test_without_a_split_the_batch_itself_is_the_image_folder(scans):
 def test_a_column_whose_type_differs_between_splits_is_left_out(scans):
     """datasets refuses such a data set; the batch's own table keeps the column."""
     rows = [row(0, split="train", born="2001-02-03", age=1, site="a"), row(1, split="test", born="unknown", age=2.5)]
-    out = run(scans, rows)
+    told, out = summed_up(scans, rows), scans / "out"
+    assert "or that are empty in one; metadata.jsonl has them: born, site." in told
+    assert "imagefolder lacks" not in summed_up(scans, [row(0, split="train", age=1), row(1, split="test", age=2)])
+    run(scans, rows)
     train, test = (lines(out / "imagefolder" / name / "metadata.jsonl")[0] for name in ("train", "test"))
     assert list(train) == list(test) and not {"born", "site"} & train.keys()
     assert isinstance(train["age"], float) and lines(out / "metadata.jsonl")[0]["site"] == "a"
@@ -221,6 +231,24 @@ def test_nnunet_of_grey_and_colour_and_16_bits(scans):
     assert np.abs(given.astype(float) - deep[..., None] / 257).max() <= 0.5  # rounded
 
 
+def test_nnunet_validates_on_the_rows_of_val(scans):
+    told = summed_up(scans, SPLIT, "nnunet")
+    (folder,) = (scans / "out" / "nnunet").glob("Dataset*")
+    assert json.loads((folder / "splits_final.json").read_text()) == [{"train": ["case0", "case1"], "val": ["case2"]}]
+    assert f"copy {folder / 'splits_final.json'} to nnUNet_preprocessed/Dataset500_out, and train fold 0." in told
+    check_nnunet(folder)
+    assert "splits_final" not in summed_up(scans, [row(0), row(3, split="test")], "nnunet")
+    assert not (folder / "splits_final.json").exists()
+
+
+def test_what_is_told_to_load_is_there(scans, tmp_path):
+    out = run(scans, [row(0, split="val"), row(1, split="test")], "coco")
+    assert f'COCO("{out}/coco/annotations_test.json")' in Export("coco").loads(out)
+    out = run(scans, [row(0, split="val"), row(1, split="train")], "coco")
+    assert f'COCO("{out}/coco/annotations_train.json")' in Export("coco").loads(out)
+    assert "nnUNet_raw='my data/nnunet' nnUNetv2_plan" in Export("nnunet").loads(Path("my data"))
+
+
 @pytest.fixture
 def medical(tmp_path):
     pytest.importorskip("pydicom", reason="the extra `medical` is not installed")
@@ -309,6 +337,14 @@ def test_another_layout_goes_when_the_rows_are_others_and_stays_when_not(scans):
     assert (out / "coco" / LISTED).exists() and (out / "nnunet" / LISTED).exists()
     run(scans, [row(0)], "nnunet")
     assert not (out / "coco").exists() and (out / "nnunet" / LISTED).exists()
+
+
+def test_another_layout_that_holds_a_users_file_stays_and_is_told(scans):
+    out = run(scans, [row(0), row(1)], "coco")
+    (out / "coco" / "notes.txt").write_text("mine")
+    told = summed_up(scans, [row(0)], "nnunet")
+    assert f"{out / 'coco'} is of other rows and stays, as no batch has made {out / 'coco' / 'notes.txt'}." in told
+    assert (out / "coco" / "notes.txt").exists()
 
 
 def test_a_disk_without_hard_links_gets_copies(scans, monkeypatch):

@@ -29,7 +29,7 @@ from composition.runs.pair import PairRequest, run_pair
 from composition.scans.errors import DatasetError
 from composition.scans.images import read_mask, read_scan
 from composition.settings import Settings
-from sd21.folders import FolderError
+from sd21.folders import LOCK, FolderError
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 ALL = Rules(size_jitter=0.3, flip=True, rotate=25.0, deform=0.1, contrast=0.3)
@@ -162,8 +162,12 @@ def test_a_smaller_count_is_the_beginning_of_a_larger_one(tmp_path):
 
 def test_a_background_gets_an_object_again_only_where_something_is_drawn(tmp_path):
     root = draw_folders(tmp_path, objects=2, backgrounds=1)
-    with pytest.raises(DatasetError, match=r"2 samples can be drawn, 3 were asked for; a background has 9 at most, an"):
+    with pytest.raises(
+        DatasetError, match="2 samples can be drawn, 3 were asked for; a background has 9 at mo"
+    ) as told:
         pair(root, tmp_path / "m.jsonl", 3, Rules(per_background=9))
+    assert "; backgrounds without a further place or variation for an object: 1; take --place any" in str(told.value)
+    assert "left out" not in str(told.value)  # as nothing was
     for name, rules in {
         "a": Rules(per_background=9, place="anywhere"),
         "b": Rules(per_background=9, rotate=9.0),
@@ -182,8 +186,9 @@ def test_limits_on_both_hold_and_use_is_even(tmp_path):
         counts = [sum(row[name] == one for row in rows) for one in {row[name] for row in rows}]
         assert max(counts) <= most and max(counts) - min(counts) <= 1
     assert len({(row["background"], row["object"]) for row in rows}) == 8
-    with pytest.raises(DatasetError, match="pair: 9 samples can be drawn, 10 were asked for"):
-        pair(root, tmp_path / "n.jsonl", 10, Rules(per_background=4, per_object=3))
+    limits = Rules(per_background=4, per_object=3)  # which alone are the reason
+    with pytest.raises(DatasetError, match=r"^pair: 9 samples can be drawn, 10 were asked for; a .* an object 3$"):
+        pair(root, tmp_path / "n.jsonl", 10, limits)
     assert not (tmp_path / "n.jsonl").exists() and not (tmp_path / "n_masks").exists()
 
 
@@ -197,6 +202,49 @@ def test_another_manifest_is_not_overwritten_and_the_same_may_be(tmp_path):
     with pytest.raises(FolderError, match="among the scans"):
         pair(root, root / "free" / "m.jsonl", 4)
     assert tree(tmp_path) == before
+
+
+def test_a_users_files_stay(tmp_path):
+    """A list of that name which no pair has written, an input of that name, and masks among the scans."""
+    root = draw_folders(tmp_path)
+    (tmp_path / "m_left_out.json").write_text('{"mine": 1}')
+    with pytest.raises(FolderError, match=r"m_left_out\.json is there, and no pair has made it"):
+        pair(root, tmp_path / "m.jsonl", 4)
+    coco = coco_file(tmp_path / "n_left_out.json", {"o0.png": [runs_of(disc(spot_of(0)))]})
+    request = PairRequest(read(root / "tumour", coco, root / "free"), (coco,), 1, 0, tmp_path / "n.jsonl")
+    with pytest.raises(FolderError, match=r"n_left_out\.json is an input"):
+        run_pair(request, ALL)
+    (root / "tumour").rename(tmp_path / "o_masks")
+    request = PairRequest(read(tmp_path / "o_masks"), (tmp_path / "o_masks",), 1, 0, tmp_path / "o.jsonl")
+    with pytest.raises(FolderError, match="o_masks would lie among the scans of"):
+        run_pair(request, ALL)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["free", "m_left_out.json", "n_left_out.json", "o_masks"]
+    assert len(list((tmp_path / "o_masks").iterdir())) == 8
+
+
+def test_manifests_of_one_folder_do_not_share_their_files(tmp_path):
+    with pytest.raises(FolderError, match=r"the name of a manifest ends in \.jsonl, got m\.json; name it m\.jsonl"):
+        pair(draw_folders(tmp_path), tmp_path / "m.json", 4)
+    pair(tmp_path, tmp_path / "m.jsonl", 4)
+    (tmp_path / "m.jsonl").unlink()
+    pair(tmp_path, tmp_path / "m.jsonl", 5)  # the list that is left is pair's own
+
+
+def test_rows_that_batch_would_refuse_are_not_drawn(tmp_path):
+    root = draw_folders(tmp_path)
+    kinds = {"o0.png": "x" * 300, "o1.png": "two\nlines", "o2.png": "cyst", "o3.png": "cyst"}
+    coco = coco_file(tmp_path / "coco.json", {f"o{n}.png": [runs_of(disc(spot_of(n)))] for n in range(4)}, kinds)
+    name = "bad\udcff.png"
+    for folder, of in (("tumour", "o3"), ("free", "b0")):
+        (root / folder / f"{of}.png").rename(root / folder / name)
+    told = json.loads(coco.read_text())
+    told["images"][3]["file_name"] = name
+    coco.write_text(json.dumps(told))
+    found = run_pair(PairRequest(read(root / "tumour", coco, root / "free"), (), 2, 0, tmp_path / "m.jsonl"), ALL)
+    assert found.left_out.names["class that is no short text in one line"] == ["o0.png", "o1.png"]
+    assert found.left_out.names["file name that is no text in UTF-8"] == [name, name]
+    assert not read_manifest(tmp_path / "m.jsonl", Settings())[1]
+    assert {(row["object_file"], row["class"]) for row in rows_of(tmp_path / "m.jsonl")} == {("o2.png", "cyst")}
 
 
 def test_what_is_left_out_is_counted_and_kept(tmp_path):
@@ -326,6 +374,41 @@ def test_a_data_set_that_batch_wrote_is_read(tmp_path):
     assert [(one.path.name, one.kind) for one in found.objects] == [("c0.png", "benign"), ("c1.png", "benign")]
     assert np.array_equal(found.objects[1].mask, disc(spot_of(1)))
     assert found.left_out.counts == {"image is missing": 1, "line without file_name and mask_file_name": 1}
+
+
+def test_composites_are_no_tumour_free_scans(tmp_path, monkeypatch):
+    """Neither those of a finished batch nor those of a killed one, wherever below the backgrounds they lie."""
+    for name in ("free/b0", "free/done/images/c0", "free/done/coco/images/c0", "free/killed/images/c1", "free/more/b1"):
+        save(head(len(name)), tmp_path / f"{name}.png")
+    row = {"file_name": "images/c0.png", "mask_file_name": "masks/c0.png"}
+    (tmp_path / "free" / "done" / "metadata.jsonl").write_text(json.dumps(row) + "\n")
+    (tmp_path / "free" / "killed" / LOCK).touch()
+    (tmp_path / "free" / "more" / "metadata.jsonl").write_text('{"file_name": "b1.png"}\n')  # of another program
+    monkeypatch.chdir(tmp_path / "free")
+    for root in (tmp_path / "free", Path()):
+        found = read(backgrounds=root)
+        assert [path.name for path in found.backgrounds] == ["b0.png", "b1.png"]
+        names = found.left_out.names["part of a data set that batch wrote"]
+        assert sorted(names) == ["c0.png", "c0.png", "c1.png", "metadata.jsonl"] and len(found.left_out.names) == 1
+    assert read(backgrounds=tmp_path / "free" / "done").backgrounds == []
+
+
+def test_a_table_of_another_program_leaves_the_masks_beside_the_scans(tmp_path):
+    root = draw_folders(tmp_path)
+    table = "".join(json.dumps({"file_name": f"o{number}.png"}) + "\n" for number in range(4))
+    (root / "tumour" / "metadata.jsonl").write_text(table)
+    found = read(root / "tumour")
+    assert len(found.objects) == 4 and found.left_out.counts == {"line without file_name and mask_file_name": 4}
+
+
+def test_masks_are_found_by_names_of_any_letters(tmp_path):
+    for name, mask in (("V", "V_MASK"), ("o\nx", "o\nx_mask")):
+        save(head(len(name)), tmp_path / f"{name}.PNG")
+        save(disc((40, 40, 8)), tmp_path / f"{mask}.PNG")
+    save(head(9), tmp_path / "no\nmask.png")
+    found = read(tmp_path)
+    assert {one.path.name for one in found.objects} == {"V.PNG", "o\nx.PNG"}
+    assert str(found.left_out) == "1 x image without mask: no mask.png"  # one line
 
 
 # DICOM and NIfTI.
@@ -466,6 +549,13 @@ def test_a_split_without_sources_is_told(tmp_path):
         pair(root, tmp_path / "m.jsonl", 4, split=SPLIT)
 
 
+def test_a_split_that_gets_no_row_is_refused(tmp_path):
+    split = (("train", Fraction(99, 100)), ("val", Fraction(1, 100)))
+    with pytest.raises(DatasetError, match="the split val gets no row of 4; ask for a larger --count"):
+        pair(draw_folders(tmp_path), tmp_path / "m.jsonl", 4, split=split)
+    assert not (tmp_path / "m.jsonl").exists()
+
+
 # The command.
 
 
@@ -478,6 +568,25 @@ def command(root, out, **options):
         "out": out,
     } | options
     return ["pair", *(f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value is not None)]
+
+
+def test_a_folder_without_scans_is_named(tmp_path, capsys):
+    root, empty = draw_folders(tmp_path), tmp_path / "empty"
+    empty.mkdir()
+    told = {
+        "objects": (root / "free", "free holds no scan with a mask that can be used; left out: 4 x image without mask"),
+        "backgrounds": (empty, "empty holds no tumour-free scan that can be used\n"),
+    }
+    for name, (folder, message) in told.items():
+        assert cli.main(command(root, tmp_path / "m.jsonl", **{name: folder})) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_pattern_that_finds_no_patient_is_told(tmp_path, capsys):
+    assert cli.main(command(draw_folders(tmp_path), tmp_path / "m.jsonl", patient="p[0-9]+")) == 0
+    assert capsys.readouterr().err == "warning: --patient p[0-9]+ matches no file's name, so no patient is known\n"
+    assert cli.main(command(tmp_path, tmp_path / "n.jsonl", patient="o[0-9]+")) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_the_command_draws_what_batch_reads(tmp_path, capsys):
@@ -496,6 +605,7 @@ def test_the_command_draws_what_batch_reads(tmp_path, capsys):
         ({"backgrounds": None}, "expected --backgrounds and --objects, or one of --br35h, --busi; got --objects"),
         ({"busi": "somewhere"}, "got --backgrounds, --objects, --busi"),
         ({"objects": "nowhere"}, "nowhere is no folder"),
+        ({"split_by": "patient"}, "--split-by patient is there without --split; give the splits, as"),
         ({"object_masks": "nowhere"}, "nowhere is not there; expected a folder of masks, or a VIA or COCO file"),
         ({"count": 0}, "the count is a whole number of 1 or more, got 0"),
         ({"count": 99}, "16 samples can be drawn, 99 were asked for"),
@@ -558,3 +668,22 @@ def test_pairs_of_real_scans(tmp_path, name, place):
         texts.append((tmp_path / copy / "m.jsonl").read_bytes())
     assert texts[0] == texts[1]
     check_rows(tmp_path / "a" / "m.jsonl", rules)
+
+
+def test_an_object_that_is_drawn_too_large_is_drawn_again(tmp_path):
+    """Its box is 0.4 of the scan, and a fifth to five times that. Drawn once for each place, 13 of 20 seeds lacked a
+    row that a smaller draw had room for."""
+    tissue = np.random.default_rng(0).integers(90, 160, (200, 200), dtype=np.uint8)
+    save(tissue, tmp_path / "free" / "b.png")
+    mask = np.zeros((200, 200), dtype=np.uint8)
+    mask[60:140, 60:140] = 255
+    save(tissue[::-1], tmp_path / "tumour" / "o.png")
+    save(mask, tmp_path / "tumour" / "o_mask.png")
+    drawn = 0
+    for seed in range(20):
+        try:
+            pair(tmp_path, tmp_path / f"{seed}.jsonl", 3, Rules(place="anywhere", size_jitter=4.0), seed)
+            drawn += 1
+        except DatasetError:
+            pass
+    assert drawn >= 18  # a draw has room in about four cases of five, so four draws fail in one of 600

@@ -14,11 +14,13 @@ from drawn_tumours import draw_composites, draw_real, realism_command
 from PIL import Image
 
 from composition import cli
-from composition.realism import intervals, run, study
+from composition.metrics import intervals
+from composition.metrics.intervals import exact_binomial
+from composition.realism import run, study
 from composition.realism.choices import Choices
 from composition.realism.groups import Contest
 from composition.realism.names import KEY, STUDY
-from composition.realism.scoring import exact_interval, score
+from composition.realism.scoring import score
 from composition.scans.errors import DatasetError, SheetError
 
 EACH = 5
@@ -174,11 +176,11 @@ def test_scores_are_right_by_set_and_by_reader(written, tmp_path, capsys):
 
 def test_the_interval_is_the_exact_one():
     """Clopper and Pearson's own relations, and scipy's figures."""
-    assert exact_interval(0, 10) == pytest.approx((0, 1 - 0.025**0.1)) and exact_interval(10, 10)[0] == 0.025**0.1
+    assert exact_binomial(0, 10) == pytest.approx((0, 1 - 0.025**0.1)) and exact_binomial(10, 10)[0] == 0.025**0.1
     stats = pytest.importorskip("scipy.stats")
     for right, count in ((1, 7), (15, 20), (50, 100), (333, 1000)):
         low, high = stats.binomtest(right, count).proportion_ci(0.95, "exact")
-        assert exact_interval(right, count) == pytest.approx((low, high), abs=1e-9)  # both solve to 1e-12 or so
+        assert exact_binomial(right, count) == pytest.approx((low, high), abs=1e-9)  # both solve to 1e-12 or so
 
 
 def test_sheets_as_spreadsheets_write_them_are_read(written, tmp_path):
@@ -188,6 +190,24 @@ def test_sheets_as_spreadsheets_write_them_are_read(written, tmp_path):
     assert score([tmp_path / "b.csv"], written / KEY / "key.csv") == expected
     write(tmp_path / "c.csv", lines[:7])  # what has no line is not read
     assert score([tmp_path / "c.csv"], written / KEY / "key.csv")[0].read == 7
+
+
+def test_a_reader_may_be_called_anything_and_what_is_not_read_is_told(written, tmp_path, capsys):
+    """A reader "2 readers" is one of two; three answers of twenty are no whole study; one sheet is no two readers."""
+    key = written / KEY / "key.csv"
+    fill(written, tmp_path / "a.csv", lambda name: "real", reader="2 readers")
+    lines = fill(written, tmp_path / "b.csv", lambda name: "real" if name == "real" else "synthetic", reader="")
+    write(tmp_path / "b.csv", lines[:3])
+    sheets = [tmp_path / "a.csv", tmp_path / "b.csv"]
+    found = {(one.reader, one.set): (one.right, one.read, one.crops) for one in score(sheets, key)}
+    assert found["2 readers", "all"] == (10, 20, 20) and found["reader 2", "all"] == (3, 3, 20)
+    assert found["all 2 readers", "all"] == (13, 23, 40)
+    assert cli.main(["realism", "--score", *map(str, sheets), "--key", str(key)]) == 0
+    told = capsys.readouterr().out
+    assert "\nreader 2 has answered 3 of 20 crops.\nall 2 readers has answered 23 of 40 crops.\n" in told
+    assert "\n2 readers has answered" not in told
+    assert cli.main(["realism", "--score", str(sheets[1]), str(sheets[1]), "--key", str(key)]) == 2
+    assert "b.csv is there twice; name each one once" in capsys.readouterr().err
 
 
 def test_bad_sheets_are_one_line(written, tmp_path, capsys):

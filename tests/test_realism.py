@@ -9,6 +9,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from drawn_crops import drawn_crop
 from drawn_tumours import draw_composites, draw_real, draw_tumour, realism_command
 from kill_at_every_moment import run as run_killed
 from PIL import Image
@@ -16,8 +17,9 @@ from PIL import Image
 from composition import cli
 from composition.datasets import Labelled
 from composition.datasets.reading import LeftOut
+from composition.metrics import intervals
 from composition.metrics.lpips import shift_tolerant_lpips
-from composition.realism import classifier, groups, intervals, mmd, radiomics, run
+from composition.realism import classifier, groups, mmd, radiomics, run
 from composition.realism.choices import Choices
 from composition.realism.crops import cut, rim_of, square_around
 from composition.realism.groups import REAL
@@ -119,9 +121,14 @@ def test_no_scan_stands_on_both_sides_of_the_classifier(tmp_path):
     table.write_text("".join(json.dumps(row) + "\n" for row in rows))
     real, composites = placed(tmp_path, "ours")
     assert len(real) == 40  # of twins one stays
-    (contest,) = groups.contests(real, composites, 0)
-    assert contest.own_objects and len(contest.real) == len(contest.others) == 20
-    assert {one.group for one in contest.others} <= {one.group for one in real}
+    objects = {one.group for one in composites["ours"]}
+    (chosen,) = groups.contests(real, composites, 0)  # 30 other scans are enough for 10 crops, and 10 for the floor
+    assert not chosen.own_objects and not objects & {one.group for one in chosen.real}
+    few = sorted(real, key=lambda one: one.group not in objects)[:29]
+    (chosen,) = groups.contests(few, composites, 0)
+    assert chosen.own_objects and {one.group for one in chosen.others} == objects
+    # A contest of all composites, in which objects and backgrounds come again.
+    contest = groups.Contest("ours", groups.matched(real, composites["ours"], 0), composites["ours"])
     parts = groups.folds(contest, 4, 0)
     tested = sorted(index for _, test in parts for index in test)
     assert tested == list(range(40))
@@ -226,7 +233,7 @@ def test_distances_are_known_where_sets_are_shifted():
     assert found[:, 1] == pytest.approx(2 / 9) and found[:, 3:] == pytest.approx(0, abs=1e-12)
 
 
-def test_mmd_is_unbiased_and_its_test_keeps_its_level():
+def test_mmd_is_unbiased_and_sees_a_shift():
     rng = np.random.default_rng(0)
     labels = np.repeat([0, 1], 20)
     values = [mmd.mmd(mmd.kernel(rng.normal(size=(40, 5))), labels) for _ in range(300)]
@@ -242,7 +249,7 @@ def test_mmd_is_unbiased_and_its_test_keeps_its_level():
 def test_accuracy_weighs_both_kinds_alike_and_auc_counts_ties_half():
     labels = np.array([0, 0, 0, 1])
     found = classifier.accuracy_and_auc(
-        [{"logit": [-1.0, -2.0, 3.0, 3.0], "fold": [0, 0, 0, 0]}], [labels], [["a", "b", "c", "d"]]
+        [{"logit": [-1.0, -2.0, 3.0, 3.0], "fold": [0, 0, 0, 0]}], [labels], [[drawn_crop(name) for name in "abcd"]]
     )
     assert found["accuracy"]["value"] == pytest.approx((2 / 3 + 1) / 2)
     assert found["auc"]["value"] == pytest.approx((1 + 1 + 0.5) / 3)
@@ -250,9 +257,9 @@ def test_accuracy_weighs_both_kinds_alike_and_auc_counts_ties_half():
 
 def test_intervals_of_distances_take_the_noise_of_resampling_away():
     rng = np.random.default_rng(0)
-    found = intervals.interval(1.0, np.abs(rng.normal(1.5, 0.2, 1000)), distance=True)
-    assert found["low"] < 1 and found["high"] < 1.2  # the resamples lie half above the value, the interval below it
-    assert intervals.interval(0.1, np.full(10, 0.5), distance=True)["low"] == 0
+    low, high = intervals.basic(1.0, np.abs(rng.normal(1.5, 0.2, 1000)))
+    assert low < 1 and high < 1.2  # the resamples lie half above the value, the interval below it
+    assert intervals.basic(0.1, np.full(10, 0.5))[0] == 0
 
 
 def test_a_classifier_that_has_something_to_see_sees_it_and_is_the_same_every_time():
@@ -303,6 +310,8 @@ def test_bad_input_is_one_line_and_leaves_nothing(sets, tmp_path, capsys):
         "folds is a whole number": ("--real", real, "--composites", same, "--out", out, "--folds=1"),
         "too few for 50 parts": ("--real", real, "--composites", same, "--out", out, "--folds=50", "--steps=1"),
         "crop would have to be enlarged": ("--real", real, "--composites", same, "--out", out, "--size=500"),
+        "lie among the scans of": ("--real", real, "--composites", same, "--out", real / "out"),
+        f"lie among the scans of {sets / 'same'}": ("--real", real, "--composites", same, "--out", sets / "same"),
         "is a file": ("--real", real, "--composites", same, "--out", broken / "metadata.jsonl"),
     }
     for told, arguments in cases.items():

@@ -126,6 +126,14 @@ def test_a_batch_holds_what_is_said_of_it(added, negatives, full):
         assert int((masks.amax(dim=(1, 2, 3)) == 0).sum()) == 8 - full
 
 
+def test_added_scans_leave_the_batches_when_told():
+    """In the last three of ten steps all eight scans are real, whose masks are empty here."""
+    arm = Arm("arm", cases(3, False), cases(4, True), [])
+    training = Training(steps=10, batch=8, added=3, until=0.7, side=SIDE)
+    full = [int((masks.mean(dim=(1, 2, 3)) > 0.5).sum()) for _, masks in _batches(arm, training, seed=0)]
+    assert full == [3] * 7 + [0] * 3
+
+
 def test_a_loss_that_is_no_number_ends_the_training():
     image = np.full((SIDE, SIDE), np.nan, np.float32)
     arm = Arm("arm", [Case("a", "a", image, np.ones((SIDE, SIDE), dtype=bool))], [], [])

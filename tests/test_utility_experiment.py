@@ -2,7 +2,10 @@
 and that each of them is one that the command line takes. Nothing is composed: a batch is played."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +21,7 @@ from composition.utility import command as utility_command
 from composition.utility import experiment
 from composition.utility.run import _jobs, read_all
 from composition.utility.training import Training
+from sd21.command import INTERRUPTED, STEP
 from sd21.files import read_json_lines, sha256
 from sd21.training.data import held_out_names
 
@@ -43,8 +47,9 @@ def commands(monkeypatch):
     """The commands that were given. A batch is played: its composites are the objects themselves."""
     given = []
 
-    def step(command: list[str], ranks: int, work: Path, done: Path | None = None) -> None:
+    def step(command: list[str], ranks: int, work: Path, done: Path | None = None, told: list[str] = ()) -> None:
         given.append(command)
+        assert not [word for word in told if ".partial" in word]
         if command[0] == "pair" or "--draw-only" in command:
             assert main(command) == 0
         elif command[0] == "batch":
@@ -80,7 +85,7 @@ def test_the_experiment_gives_every_arm_what_it_needs(busi, tmp_path, commands):
     assert counts == {"real": 5, "seen": 1, "held-out": 4, "tumour-free": 4, "seen-free": 0, "held-out-free": 2}
     names = {path.name for path in (work / "scans" / "held-out").iterdir() if "_mask" not in path.name}
     assert {f"{name.split(' ')[0]}/{name}" for name in names} <= held_out_names() and len(names) == 4
-    assert [one[0] for one in commands].count("batch") == len(experiment.LINES)
+    assert [one[0] for one in commands].count("batch") == len(experiment.KINDS)
     options = build_parser("utility").parse_args(commands[-1])
     request = utility_command.request_of(options, made_of(options, Training))
     left_out = LeftOut()
@@ -89,7 +94,7 @@ def test_the_experiment_gives_every_arm_what_it_needs(busi, tmp_path, commands):
     jobs, told = _jobs(request, material)  # which raises an error where composites are too few
     assert {(draw["size"], draw["seed"]) for draw in told} == {(2, 0), (2, 1), (3, 0)}
     assert all(draw["composites_used"] == draw["size"] for draw in told)
-    all_arms = {"real", "real + tumour-free", "+ more real", "ours alone", *(f"+ {name}" for name in experiment.LINES)}
+    all_arms = {"real", "real + tumour-free", "+ more real", "ours alone", *(f"+ {name}" for name in experiment.KINDS)}
     assert {arm.name for arm, size, _ in jobs if size == 2} == all_arms
     assert {arm.name for arm, size, _ in jobs if size == 3} == {"real", "+ ours", "+ copy-paste", "+ more real"}
 
@@ -99,18 +104,61 @@ def test_a_second_run_draws_nothing_again_and_another_experiment_is_refused(busi
     run(busi, work)
     commands.clear()
     assert run(busi, work) == 0
-    assert [one[0] for one in commands] == ["batch"] * len(experiment.LINES) + ["utility"]
-    with pytest.raises(ValueError, match="holds another experiment"):
-        run(busi, work, "--pool", "4")
+    assert [one[0] for one in commands] == ["batch"] * len(experiment.KINDS) + ["utility"]
+    commands.clear()
+    for changes, message in {
+        ("--pool", "4"): "holds another experiment, see experiment.json in it: pool was 5 and is 4 now",
+        ("--steps", "9"): "holds another experiment, see experiment.json in it: steps was 300 and is 9 now",
+        ("--compared", "paper"): "at_all_sizes: ours was True and is False now",
+        (
+            "--kinds",
+            "paper",
+            "--compared",
+            "ours",
+        ): "--compared names ours, which is none of --kinds; got --kinds paper",
+        ("--steps", "0"): "steps is a whole number from 1 to 1000000, got 0",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            run(busi, work, *changes)
+    (work / "commands.jsonl").write_text("{")
+    with pytest.raises(ValueError, match=r"commands\.jsonl is damaged"):
+        run(busi, work)
+    assert commands == []
 
 
-def test_the_lines_are_what_their_names_say():
+def test_kinds_without_any_that_all_sizes_have(busi, tmp_path, commands):
+    """All sizes after the first have real scans alone; another line may be added later."""
+    work = tmp_path / "work"
+    assert run(busi, work, "--kinds", "paper") == 0
+    options = build_parser("utility").parse_args(commands[-1])
+    request = utility_command.request_of(options, made_of(options, Training))
+    assert request.compared == () and list(request.composites) == ["paper"]
+    jobs, _ = _jobs(request, read_all(request, LeftOut())[0])
+    assert {arm.name for arm, size, _ in jobs if size == 3} == {"real", "+ more real"}
+    assert run(busi, work, "--kinds", "paper", "ours") == 0
+    options = build_parser("utility").parse_args(commands[-1])
+    assert utility_command.request_of(options, made_of(options, Training)).compared == ("ours",)
+
+
+def test_a_step_is_written_down_as_a_user_would_type_it_and_leaves_the_last_word(tmp_path):
+    program = "import sys, sd21.command as c\ndef stop(): raise KeyboardInterrupt\nsys.exit(c.guarded(stop, 'go on'))"
+    script = tmp_path / "interrupted.py"
+    script.write_text(program)
+    for environment, said in ((os.environ, "\ninterrupted: go on\n"), (os.environ | {STEP: "1"}, "")):
+        done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (INTERRUPTED, said)
+    with pytest.raises(ValueError, match="the step ended with the exit code 2: pair of a user; mend it"):
+        experiment._step(["pair", "--nothing"], 1, tmp_path, told=["pair", "of", "a", "user"])
+    (entry,) = read_json_lines(tmp_path / "commands.jsonl")
+    assert entry["command"] == "pair of a user" and entry["code"] == 2
+
+
+def test_the_kinds_are_what_their_names_say():
     made = {}
-    for name, line in experiment.LINES.items():
-        options = build_parser("batch").parse_args(["batch", "m.jsonl", "--out", "o", *line.options])
+    for name, kind in experiment.KINDS.items():
+        options = build_parser("batch").parse_args(["batch", "m.jsonl", "--out", "o", *kind.options])
         made[name] = options.method, made_of(options, Settings), made_of(options, Limits)
-    assert made["ours"] == made["ours-varied"] == ("ours", Settings(), Limits())
+    assert made["ours"] == made["ours-unvaried"] == ("ours", Settings(), Limits())
     assert made["paper"] == ("ours", Settings.paper(), Limits.off())
     for name in ("copy-paste", "tf-icon", "sdedit", "blended"):
         assert made[name] == (name, Settings(), Limits.off())
-    assert made["copy-paste-varied"] == made["copy-paste"]

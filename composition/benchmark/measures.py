@@ -7,9 +7,7 @@ measures what is lacking and leaves the rest.
 
 from __future__ import annotations
 
-import csv
 import functools
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +20,7 @@ from ..runs.manifest import Row
 from ..runs.ranks import Ranks
 from ..runs.record import read_kept, told
 from ..scans.images import read_scan
+from ..tables import csv_text
 from .variants import Variant
 
 IDENTITY = ("id", "dataset", "variant", "rows_inversion", "rows_composition")
@@ -68,11 +67,7 @@ def parts_of(sample: str) -> tuple[str, int]:
 def write_csv(path: Path, entries: list[dict]) -> None:
     """One row per entry; columns that were not measured are left out."""
     columns = [name for name in METRICS if any(name in entry for entry in entries)]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [*IDENTITY, *columns], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(entries)
-    write_text(path, text.getvalue())
+    write_text(path, csv_text([*IDENTITY, *columns], entries))
 
 
 def _measure_sample(

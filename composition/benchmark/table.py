@@ -11,18 +11,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..metrics import METRICS, Networks
+from ..metrics.intervals import LEVEL, RESAMPLES, SEED, bootstrap_interval
+from ..tables import markdown_head, markdown_line
 from .variants import OURS, Lineup
 
-LEVEL, RESAMPLES, SEED = 0.95, 10_000, 0
 QUANTILES = {"least": 0, "q05": 0.05, "median": 0.5, "q95": 0.95, "greatest": 1}
 ALL_INFINITE, NONE_DEFINED = "∞", "–"
-
-
-def bootstrap_interval(values: np.ndarray) -> tuple[float, float]:
-    """The percentile-bootstrap interval of the mean of values (n,), at LEVEL (Efron 1979); the same every time."""
-    chosen = np.random.default_rng(SEED).integers(0, len(values), (RESAMPLES, len(values)))
-    low, high = np.quantile(values[chosen].mean(axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
 
 
 def summarise(values: Sequence[float]) -> dict:
@@ -105,22 +99,27 @@ def markdown(table: dict) -> str:
         lines = [line for line in table["lines"] if line["dataset"] == dataset]
         columns = list(lines[0]["metrics"])
         heads = ["", *(heading(name, table["networks"]) for name in columns)]
-        text += [f"## {dataset}", "", *_head([*heads, "rows", "samples"])]
+        text += [f"## {dataset}", "", *markdown_head([*heads, "rows", "samples"])]
         for line in lines:
             cells = [_cell(line["metrics"][name]) for name in columns]
             rows = line["rows"]["mean"]
             spent = NONE_DEFINED if rows is None else f"{rows:.4g}"
-            text.append(_line([line["line"], *cells, spent, str(line["samples"])]))
+            text.append(markdown_line([line["line"], *cells, spent, str(line["samples"])]))
         if differences := [line for line in table["differences"] if line["dataset"] == dataset]:
             text += ["", f"{table['reference']} less the others, on the samples of both:", ""]
-            text += _head([*heads, "samples"])
+            text += markdown_head([*heads, "samples"])
         for line in differences:
             cells = [_cell(line["metrics"][name]) for name in columns]
-            text.append(_line([line["line"], *cells, str(line["samples"])]))
-        text += ["", "Medians [5 %, 95 %]; of rows the median / 95 % / the greatest:", "", *_head([*heads, "rows"])]
+            text.append(markdown_line([line["line"], *cells, str(line["samples"])]))
+        text += [
+            "",
+            "Medians [5 %, 95 %]; of rows the median / 95 % / the greatest:",
+            "",
+            *markdown_head([*heads, "rows"]),
+        ]
         for line in lines:
             cells = [_median(line["metrics"][name]) for name in columns]
-            text.append(_line([line["line"], *cells, _worst(line["rows"])]))
+            text.append(markdown_line([line["line"], *cells, _worst(line["rows"])]))
         text.append("")
     return "\n".join([*text, *(f"- {note}" for note in _notes(table))]) + "\n"
 
@@ -145,14 +144,6 @@ def _median(summary: dict) -> str:
 def _worst(summary: dict) -> str:
     found = [summary[name] for name in ("median", "q95", "greatest")]
     return NONE_DEFINED if found[0] is None else " / ".join(f"{value:.4g}" for value in found)
-
-
-def _line(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _head(cells: list[str]) -> list[str]:
-    return [_line(cells), _line(["---"] * len(cells))]
 
 
 def _notes(table: dict) -> list[str]:

@@ -35,6 +35,8 @@ from .reading import Dataset, Labelled, LeftOut
 from .rules import BENCHMARK, Place, Rules, place_object, unsuitable
 from .tissue import tissue_mask
 
+TRIES = 4  # how often a varied object is drawn for a place: one that is too large once may be smaller the next time
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -121,6 +123,8 @@ def draw_pairs(
     taken: defaultdict[tuple[Path, Path], list[Place]] = defaultdict(list)
     tissues: dict[Path, _Tissue | None] = {}
     meanings: dict[Path, Meaning] = {}
+    lacking = " and ".join(name for name, some in (("object", objects), ("background", backgrounds)) if not some)
+    full = 0  # backgrounds that have had each object at each place, and in each variation, that the rules draw
     for turn in range(rules.per_background):
         if not backgrounds:
             break
@@ -139,7 +143,7 @@ def draw_pairs(
                 if obj.path not in meanings:
                     meanings[obj.path] = read_scan(obj.path).meaning
                 words = seed, keys.of(background), keys.of(obj.path), len(earlier)
-                place = place_object(tissue, obj.mask, there.meaning, meanings[obj.path], rules, words)
+                place = _place_of(tissue, obj.mask, there.meaning, meanings[obj.path], rules, words)
                 if place is not None and place not in earlier:
                     number = f"{dataset.name}-{len(pairs):03d}"
                     pairs.append(Pair(number, dataset, background, obj, place.box, tissue.shape, place.variation))
@@ -150,14 +154,33 @@ def draw_pairs(
                     break
             else:
                 backgrounds.remove(background)  # the queue only loses objects, so it will have room for none later
+                full += turn > 0
                 if turn == 0:
                     left_out.add("background without room in its tissue for any object left", background.name)
     if len(pairs) < count:
+        why = f"; there is no {lacking}" if lacking else ""
+        if full:
+            why += (
+                f"; backgrounds without a further place or variation for an object: {full}; take --place anywhere, "
+                "--size-jitter, --flip, --rotate, --deform, --contrast, or a smaller --count"
+            )
         raise DatasetError(
             f"{dataset.name}: {len(pairs)} samples can be drawn, {count} were asked for; a background has "
-            f"{rules.per_background} at most, an object {rules.per_object}; left out:\n{left_out}"
+            f"{rules.per_background} at most, an object {rules.per_object}{why}"
+            + (f"; left out:\n{left_out}" if left_out.names else "")
         )
     return pairs, left_out
+
+
+def _place_of(
+    tissue: np.ndarray, mask: np.ndarray, there: Meaning, own: Meaning, rules: Rules, words: tuple
+) -> Place | None:
+    """`place_object`, drawn again where the variation that it drew first has no room. None after TRIES of them."""
+    for attempt in range(TRIES if rules.vary else 1):
+        place = place_object(tissue, mask, there, own, rules, (*words, attempt) if attempt else words)
+        if place is not None:
+            return place
+    return None
 
 
 def suitable(dataset: Dataset, rules: Rules, keys: Keys) -> Dataset:

@@ -7,7 +7,10 @@ tumours are found in one of these ways:
     beside their scans      NAME_mask.png, NAME_mask_1.png, ...: the mask of NAME.png is their union
     in a parallel folder    NAME.png or NAME_mask*.png, below the same subfolder as the scan or below none
     in a JSON file          of VGG Image Annotator or COCO, by the scan's name within the folder, or by its file name
-    in a data set           that `batch` wrote: metadata.jsonl names scans and masks
+    in a data set           that `batch` wrote: metadata.jsonl names scans and masks; one that names no masks, as other
+                            programs write it, does not count
+
+Nothing in a data set that `batch` wrote, or writes, is taken for a tumour-free scan.
 
 DICOM files and NIfTI volumes are scans too. Of a volume with a tumour, the slice with the most tumour is taken, the
 first of equals. Of a tumour-free one, slices are taken that show at least TISSUE of the greatest area of tissue in a
@@ -22,6 +25,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+
+from sd21.folders import left_locked
 
 from ..scans.errors import DatasetError, ScanError
 from ..scans.images import Scan, has_label
@@ -55,10 +60,10 @@ def read_folder(
     left_out, labelled, free = LeftOut(), [], []
     if objects is not None:
         files = files_below(objects)
-        if masks is None and objects / TABLE in files:
-            found = _from_table(objects, left_out)
+        if masks is None and (entries := list(_entries(objects, left_out))):
+            found = _from_table(objects, entries, left_out)
         elif masks is None:
-            found = _by_files(masks_beside(_without(files, ".json"), left_out), left_out, label)
+            found = _by_files(masks_beside(_without(files, ".json", TABLE), left_out), left_out, label)
         elif masks.is_dir():
             found = _by_files(_masks_parallel(objects, files, masks, left_out), left_out, label)
         elif masks.is_file():
@@ -67,7 +72,7 @@ def read_folder(
             raise DatasetError(f"{masks} is not there; expected a folder of masks, or a VIA or COCO file")
         labelled = [one if one.kind else replace(one, kind=_folder_of(one.path, objects)) for one in found]
     if backgrounds is not None:
-        free = list(_tumour_free(files_below(backgrounds), left_out))
+        free = list(_tumour_free(_no_composites(backgrounds, left_out), left_out))
     return Dataset(name, prompt, free, labelled, left_out)
 
 
@@ -84,8 +89,13 @@ def files_below(folder: Path) -> list[Path]:
     ]
 
 
-def _without(files: list[Path], suffix: str) -> list[Path]:
-    return [path for path in files if path.suffix.lower() != suffix]
+def is_labelled(folder: Path) -> bool:
+    """Whether the folder has a table of scans and their masks, as `batch` writes it."""
+    return any(True for _ in _entries(folder, LeftOut()))
+
+
+def _without(files: list[Path], *endings: str) -> list[Path]:
+    return [path for path in files if not path.name.lower().endswith(endings)]
 
 
 def _folder_of(path: Path, root: Path) -> str | None:
@@ -205,7 +215,7 @@ def _by_outlines(objects: Path, files: list[Path], outlines: Path, left_out: Lef
         found = list(_labelled(path, _drawn(draw, path, left_out), left_out, kind=kind))
         done[path] = bool(found)
         yield from found
-    for path in _without(files, ".json"):
+    for path in _without(files, ".json", TABLE):
         if path not in done:
             left_out.add("image without annotation", path.name)
 
@@ -221,23 +231,33 @@ def _drawn(draw: Callable, path: Path, left_out: LeftOut) -> Callable[[tuple[int
     return drawn
 
 
-def _from_table(folder: Path, left_out: LeftOut) -> Iterator[Labelled]:
+def _from_table(folder: Path, entries: list[dict], left_out: LeftOut) -> Iterator[Labelled]:
     """The composites and masks of a data set that `batch` wrote."""
+    for entry in entries:
+        scan, mask = folder / entry["file_name"], folder / entry["mask_file_name"]
+        kind = entry["class"] if isinstance(entry.get("class"), str) else None
+        sources = {role: digest for role in ("background", "object") if (digest := _source(entry, role)) is not None}
+        yield from _labelled(
+            scan, lambda size, mask=mask: mask_union([mask], size, left_out), left_out, kind=kind, sources=sources
+        )
+
+
+def _entries(folder: Path, left_out: LeftOut) -> Iterator[dict]:
+    """The lines of a folder's table that name a scan and its mask; none where there is no table."""
+    if not (folder / TABLE).is_file():
+        return
     for line in (folder / TABLE).read_text(encoding="utf-8", errors="replace").split("\n"):
         if not line.strip():
             continue
         try:
             entry = json.loads(line)
-            scan, mask = folder / entry["file_name"], folder / entry["mask_file_name"]
-            kind = entry.get("class")
+            named = all(isinstance(entry[name], str) for name in ("file_name", "mask_file_name"))
         except (ValueError, KeyError, TypeError, RecursionError):
+            named = False
+        if named:
+            yield entry
+        else:
             left_out.add("line without file_name and mask_file_name", TABLE)
-            continue
-        kind = kind if isinstance(kind, str) else None
-        sources = {role: digest for role in ("background", "object") if (digest := _source(entry, role)) is not None}
-        yield from _labelled(
-            scan, lambda size, mask=mask: mask_union([mask], size, left_out), left_out, kind=kind, sources=sources
-        )
 
 
 def _source(entry: dict, role: str) -> str | None:
@@ -248,9 +268,28 @@ def _source(entry: dict, role: str) -> str | None:
     return found if isinstance(found, str) else None
 
 
+def _no_composites(root: Path, left_out: LeftOut) -> list[Path]:
+    """The files in a folder that lie in no data set that `batch` wrote, or that it was writing when it was killed."""
+    written: dict[Path, bool] = {}
+
+    def is_written(folder: Path) -> bool:
+        if folder not in written:
+            inside = folder != root and is_written(folder.parent)
+            written[folder] = inside or left_locked(folder) or is_labelled(folder)
+        return written[folder]
+
+    kept = []
+    for path in files_below(root):
+        if is_written(path.parent):
+            left_out.add("part of a data set that batch wrote", path.name)
+        else:
+            kept.append(path)
+    return kept
+
+
 def _tumour_free(files: list[Path], left_out: LeftOut) -> Iterator[Path]:
     """The scans that can be backgrounds, and the chosen slices of volumes. Masks beside them have to be empty."""
-    for path, masks in masks_beside(_without(files, ".json"), left_out):
+    for path, masks in masks_beside(_without(files, ".json", TABLE), left_out):
         if is_nifti(path):
             yield from _tissue_slices(path, left_out)
             continue

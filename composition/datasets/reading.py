@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from sd21.words import one_line
+
 from ..scans.dicom import is_dicom
 from ..scans.errors import BlankError, DatasetError, EmptyError, ScanError, damage_named
 from ..scans.images import read_mask, read_scan
@@ -18,7 +20,7 @@ from ..scans.nifti import is_nifti
 from ..scans.slices import split_slice
 
 # NAME_mask, and for further lesions NAME_mask_1 and the like, are masks of NAME; NAME_masked is none.
-MASK = re.compile(r"(.+)_mask(?:[^A-Za-z].*)?")
+MASK = re.compile(r"(.+)_mask(?:[^A-Za-z].*)?", re.DOTALL | re.IGNORECASE)
 
 
 @dataclass
@@ -42,7 +44,7 @@ class LeftOut:
     def __str__(self) -> str:
         lines = []
         for reason, count in self.counts.items():
-            examples = ", ".join(self.names[reason][:3]) + (", ..." if count > 3 else "")
+            examples = ", ".join(map(one_line, self.names[reason][:3])) + (", ..." if count > 3 else "")
             lines.append(f"{count} x {reason}: {examples}")
         return "\n".join(lines)
 

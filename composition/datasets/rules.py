@@ -40,8 +40,8 @@ class Rules:
     per_object: int = ranged(20, "how many rows use one object at most", 1, 10**6)
     size_jitter: float = ranged(
         0.0,
-        "F: the object is 1/(1+F) to 1+F times as large as without; that is as large as its share of its own scan, or, "
-        "where both scans know their millimetres, as in its own",
+        "F: multiply the object's size by 1/(1+F) to 1+F. Without, it takes the share of the background that it takes "
+        "of its own scan, or keeps its millimetres where both scans know theirs",
         0.0,
         4.0,
     )
@@ -70,6 +70,11 @@ class Rules:
 
     def __post_init__(self):
         check_ranges(self)
+
+    @property
+    def vary(self) -> bool:
+        """Whether an object differs from draw to draw."""
+        return bool(self.size_jitter or self.flip or self.rotate or self.deform or self.contrast)
 
 
 BENCHMARK = Rules(per_background=1, per_object=1)
@@ -131,19 +136,6 @@ def place_object(
     if corner is None:
         return None
     return Place((*corner, *size), replace(drawn, size=factor) if rules.size_jitter else drawn)
-
-
-def user_box(tissue: np.ndarray, object_mask: np.ndarray) -> tuple[int, int, int, int] | None:
-    """The user's box x, y, width, height on a background by the benchmark's rules, or None if its tissue has no room.
-
-    Size: the object's bounding box is scaled by the factor that fits its scan into the background, so the tumour keeps
-    its share. Place: the whole box lies in tissue, as near as possible to where the object lay in its own scan,
-    relative to the size of the scans. The distance is squared, in pixels; of equal ones the topmost wins, then the
-    leftmost.
-    """
-    size = _shared_box(tissue.shape, object_mask.shape, object_mask)
-    corner = _corner(tissue, size, object_mask, BENCHMARK, ())
-    return None if corner is None else (*corner, *size)
 
 
 def _fit_of(size: tuple[int, int], own: tuple[int, int]) -> tuple[int, int]:

@@ -8,8 +8,8 @@ crops around real tumours, as distributions.
     OUT/reader_study/             with --reader-study: crops, index.html and sheet.csv, to be given to readers
     OUT/reader_study_key/key.csv  which crop is what; not to be given to them
 
-crops.py and groups.py say what is compared, classifier.py, radiomics.py and mmd.py by which measures, and intervals.py
-how sure they are. study.py and scoring.py are the reader study.
+crops.py and groups.py say what is compared, and classifier.py, radiomics.py and mmd.py by which measures.
+metrics/intervals.py says how sure they are. study.py and scoring.py are the reader study.
 """
 
 from sd21.lazy import lazily

@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .groups import Contest, folds
-from .intervals import bootstrap, interval
+from ..metrics.intervals import ends, resampled
+from . import groups
+from .groups import Contest, Placed
 
 WIDTHS = (1, 8, 16, 32, 64)
 BATCH, RATE, DECAY = 32, 2e-3, 0.05
@@ -32,13 +33,13 @@ def network() -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(WIDTHS[-1], 1), nn.Flatten(0))
 
 
-def scores(contest: Contest, parts: int, steps: int, seed: int) -> dict:
+def scores(contest: Contest, folds: int, steps: int, seed: int) -> dict:
     """The logit of every crop of a contest by the network that has not seen its scans: {"logit": (2 n), "fold": (2 n)},
     in the order of contest.crops. seed: of the folds, the weights and the batches."""
     images = as_images(np.stack([one.crop.pixels for one in contest.crops]))
     labels = torch.from_numpy(contest.labels)
     logit, fold = np.zeros(len(labels)), np.zeros(len(labels), dtype=int)
-    for number, (training, test) in enumerate(folds(contest, parts, seed)):
+    for number, (training, test) in enumerate(groups.folds(contest, folds, seed)):
         trained = train(images[training], labels[training], steps, seed * 1000 + number)
         with torch.no_grad():
             logit[test] = trained(images[test, :, SHIFT:-SHIFT, SHIFT:-SHIFT]).double().numpy()
@@ -75,34 +76,43 @@ def train(images: torch.Tensor, labels: torch.Tensor, steps: int, seed: int) -> 
     return model.eval()
 
 
-def accuracy_and_auc(found: list[dict], labels: list[np.ndarray], groups: list[list]) -> dict[str, dict]:
+def accuracy_and_auc(found: list[dict], labels: list[np.ndarray], crops: list[list[Placed]]) -> dict[str, dict]:
     """Of the scores of several seeds: the share of crops told right, both kinds counting the same, and the area under
-    the ROC curve, each a mean over folds and seeds, with an interval by resampling groups.
+    the ROC curve, each a mean over folds and seeds, with an interval by resampling what the crops depend on.
 
-    labels, groups: those of the crops, for each seed; the floor is another split for each.
+    labels, crops: those of each seed; the floor is another split for each.
     """
-    names = sorted({group for some in groups for group in some})
-    column = {name: index for index, name in enumerate(names)}
-    parts = []
-    for one, label, some in zip(found, labels, groups, strict=True):
-        logit, fold, index = np.array(one["logit"]), np.array(one["fold"]), np.array([column[g] for g in some])
+    tests, first = (
+        [],
+        0,
+    )  # of each fold: the logits of both kinds, where they are in all crops, and which is above which
+    for one, label in zip(found, labels, strict=True):
+        logit, fold = np.array(one["logit"]), np.array(one["fold"])
         for number in np.unique(fold):
-            of = [np.flatnonzero((fold == number) & (label == kind)) for kind in (0, 1)]
-            if all(len(which) for which in of):
-                parts.append(([logit[which] for which in of], [index[which] for which in of]))
+            at = [np.flatnonzero((fold == number) & (label == kind)) for kind in (0, 1)]
+            if all(len(which) for which in at):
+                real, other = (logit[which] for which in at)
+                tests.append((real < 0, other >= 0, above(real, other), *(first + which for which in at)))
+        first += len(label)
 
     def both(weights: np.ndarray) -> np.ndarray:
-        """weights: how often each group counts. Returns (accuracy, AUC)."""
-        totals = np.zeros(3)
-        for (real, other), (at_real, at_other) in parts:
-            w0, w1 = weights[at_real], weights[at_other]
-            if w0.any() and w1.any():
-                right = ((real < 0) @ w0 / w0.sum() + (other >= 0) @ w1 / w1.sum()) / 2
-                totals += (right, w1 @ above(real, other) @ w0 / (w0.sum() * w1.sum()), 1)
-        return totals[:2] / totals[2] if totals[2] else np.full(2, np.nan)
+        """weights: (n, N), how often each crop counts. Returns (n, 2): accuracy and AUC."""
+        found = []
+        for real, other, order, at_real, at_other in tests:
+            w0, w1 = weights[:, at_real], weights[:, at_other]
+            total0, total1 = w0.sum(axis=1), w1.sum(axis=1)
+            right = (w0 @ real / total0 + w1 @ other / total1) / 2
+            found.append(np.stack([right, ((w1 @ order) * w0).sum(axis=1) / (total0 * total1)], axis=1))
+        there = ~np.isnan(found)  # a fold of which one kind was not drawn says nothing
+        return np.where(there, found, 0).sum(axis=0) / there.sum(axis=0)
 
-    value, resampled = both(np.ones(len(names))), bootstrap(both, len(names))
-    return {name: interval(value[n], resampled[:, n]) for n, name in enumerate(("accuracy", "auc"))}
+    value = both(np.ones((1, first)))[0]
+    draws = resampled(both, groups.drawn_by([one for some in crops for one in some]))
+    told = {}
+    for number, name in enumerate(("accuracy", "auc")):
+        low, high = ends(draws[:, number])
+        told[name] = {"value": float(value[number]), "low": low, "high": high}
+    return told
 
 
 def above(real: np.ndarray, others: np.ndarray) -> np.ndarray:

@@ -33,8 +33,9 @@ FEWEST_PIXELS = 16  # of a tumour in its crop; a histogram of fewer says nothing
 class Crop:
     """A tumour and some tissue around it.
 
-    name: the scan's file name. pixels: uint8 (size, size); mask: bool, the tumour; rim: bool, the band along its edge.
-    box: the square x, y, side in the scan's own pixels. thumbnail: uint8 (THUMBNAIL, THUMBNAIL), the whole scan.
+    path: the scan's file. pixels: uint8 (size, size); mask: bool, the tumour; rim: bool, the band along its edge. box:
+    the square x, y, side in the scan's own pixels. thumbnail: uint8 (THUMBNAIL, THUMBNAIL), the whole scan. sources: of
+    a composite, the SHA-256 of the files that it was made of, by "object" and "background"; those that are known.
     """
 
     path: Path

@@ -4,13 +4,18 @@ A classifier that has seen a scan knows it again. So every crop has tokens: one 
 it, one for the scan that a composite's object is from and its near-duplicates, and one for the composite's background.
 A composite shows its background, so the near-duplicates of backgrounds are found as well. No crop is trained on that
 shares a token with one of the test.
+
+Crops that share a token are not independent either, and a set of few scans differs from others by chance as much as few
+scans do. So of each object one composite is taken, as of real near-duplicates one scan is, and backgrounds are shared
+as little as can be.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Hashable, Sequence
+from collections import Counter
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -30,10 +35,15 @@ REAL = "real against real"
 
 @dataclass(frozen=True, eq=False)
 class Placed:
-    """A crop and its tokens. group: the token that it is resampled by, which for a composite is its object's."""
+    """A crop and its tokens.
+
+    group: its scan, or, of a composite, its object's. background: of a composite, the group of its background and the
+    near-duplicates of it; None of a real crop, and where the object is not known.
+    """
 
     crop: Crop
     group: Hashable
+    background: Hashable | None = None
     tokens: frozenset = field(default_factory=frozenset)
 
 
@@ -47,15 +57,55 @@ def placed(real: Sequence[Crop], composites: dict[str, Sequence[Crop]]) -> tuple
     first: dict[str, Placed] = {}
     for crop in real:
         group = of_scan[id(crop)]
-        first.setdefault(group, Placed(crop, group, frozenset([group])))
+        first.setdefault(group, Placed(crop, group, tokens=frozenset([group])))
+
+    def token(crop: Crop, role: str) -> str:
+        """Of the file of this role, or of the scan where it is not known."""
+        name = crop.sources.get(role)
+        return of_scan[id(crop)] if name is None else of_file.get(name, f"file {name}")
+
+    every = [crop for some in composites.values() for crop in some]
+    shown = components([{of_scan[id(crop)], token(crop, "background")} for crop in every])
+    background = {id(crop): f"background {number}" for crop, number in zip(every, shown, strict=True)}
 
     def of_composite(crop: Crop) -> Placed:
-        tokens = {of_file.get(name, f"file {name}") for name in crop.sources.values()} | {of_scan[id(crop)]}
-        obj = crop.sources.get("object")
-        group = of_scan[id(crop)] if obj is None else of_file.get(obj, f"file {obj}")
-        return Placed(crop, group, frozenset(tokens))
+        tokens = frozenset({of_scan[id(crop)], token(crop, "object"), token(crop, "background")})
+        if "object" in crop.sources:
+            return Placed(crop, token(crop, "object"), background[id(crop)], tokens)
+        return Placed(crop, background[id(crop)], None, tokens)
 
     return list(first.values()), {name: [of_composite(crop) for crop in some] for name, some in composites.items()}
+
+
+def components(sets: Sequence[Collection[Hashable]]) -> list[int]:
+    """The number, from 0, of the component of each set of tokens: sets with a token in common are of one component, and
+    so are those that others join."""
+    above: dict[Hashable, Hashable] = {}
+
+    def root(token: Hashable) -> Hashable:
+        while above.setdefault(token, token) != token:
+            token = above[token]
+        return token
+
+    for tokens in sets:
+        first, *others = tokens
+        for other in others:
+            above[root(other)] = root(first)
+    number: dict[Hashable, int] = {}
+    return [number.setdefault(root(next(iter(tokens))), len(number)) for tokens in sets]
+
+
+def drawn_by(crops: Sequence[Placed]) -> list[list[Hashable]]:
+    """By what crops are drawn in a bootstrap, as intervals.drawn_weights takes it.
+
+    By their components, where every background has its own objects or every object its own backgrounds: that is exact
+    for many groups. Where objects and backgrounds cross, components would be few and huge, so it is by both.
+    """
+    made = [one for one in crops if one.background is not None]
+    objects, backgrounds = {one.group for one in made}, {one.background for one in made}
+    if len(set(components([one.tokens for one in made]))) < min(len(objects), len(backgrounds)):
+        return [[one.group for one in crops], [one.background for one in crops]]
+    return [components([one.tokens for one in crops])]
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,8 +130,10 @@ class Contest:
         return np.repeat([0, 1], [len(self.real), len(self.others)])
 
     @property
-    def groups(self) -> list[Hashable]:
-        return [one.group for one in self.crops]
+    def apart(self) -> np.ndarray:
+        """Whether each crop has no token in common with each other, bool (2 n, 2 n)."""
+        crops = self.crops
+        return np.array([[not one.tokens & other.tokens for other in crops] for one in crops])
 
 
 def check_enough(real: Sequence, composites: dict[str, Sequence], left_out: dict[str, LeftOut]) -> None:
@@ -98,12 +150,15 @@ def check_enough(real: Sequence, composites: dict[str, Sequence], left_out: dict
 
 
 def contests(real: list[Placed], composites: dict[str, list[Placed]], seed: int) -> list[Contest]:
-    """One contest for each set of composites. All have the same number of crops, as far as the least set and half of
-    the real crops reach, so that the floor has as many.
+    """One contest for each set of composites. All have the same number of crops, as far as the objects of the least set
+    and half of the real crops reach, so that the floor has as many.
 
-    Real crops whose scan is in no composite are taken where there are enough of them for the floor too.
+    Where a set has fewer than LEAST_CROPS objects, it has LEAST_CROPS composites of them nevertheless. Real crops whose
+    scan is in no composite are taken where there are enough of them for the floor too.
     """
-    count = min(len(real) // 2, *(len(some) for some in composites.values()))
+    objects = [len({one.group for one in some}) for some in composites.values()]
+    enough_of_each = [min(len(some), max(LEAST_CROPS, n)) for some, n in zip(composites.values(), objects, strict=True)]
+    count = min(len(real) // 2, *enough_of_each)
     taken = {token for some in composites.values() for one in some for token in one.tokens}
     fresh = [one for one in real if one.group not in taken]
     enough = len(fresh) >= 2 * count
@@ -111,7 +166,7 @@ def contests(real: list[Placed], composites: dict[str, list[Placed]], seed: int)
     return [
         Contest(name, matched(pool, others, seed), others, not enough)
         for name, some in composites.items()
-        for others in [ranked(some, seed, name)[:count]]
+        for others in [in_turn(ranked(some, seed, name), count)]
     ]
 
 
@@ -126,6 +181,18 @@ def floor(real: list[Placed], count: int, seed: int) -> Contest:
 def ranked(some: Sequence[Placed], seed: int, role: str) -> list[Placed]:
     """Crops in an order that the seed and their content decide."""
     return sorted(some, key=lambda one: hashlib.sha256(f"{seed}/{role}/{one.crop.digest}".encode()).digest())
+
+
+def in_turn(some: Sequence[Placed], count: int) -> list[Placed]:
+    """The first `count` of composites: no object comes again before all others have come, and of those whose turn it is
+    the first one whose scans have come least often."""
+    rest, taken, come = list(some), [], Counter()
+    while len(taken) < count:
+        one = min(rest, key=lambda one: (come[one.group], sum(come[token] for token in one.tokens)))
+        rest.remove(one)
+        taken.append(one)
+        come.update({one.group, *one.tokens})
+    return taken
 
 
 def matched(pool: list[Placed], others: list[Placed], seed: int) -> list[Placed]:

@@ -10,7 +10,7 @@ import torch
 
 from ..metrics.lpips import LPIPS
 from .crops import Crop
-from .groups import Contest
+from .groups import Contest, components
 
 PERMUTATIONS, SEED = 1000, 0
 
@@ -32,26 +32,34 @@ def kernel(features: np.ndarray) -> np.ndarray:
     return np.exp(-distances / (2 * max(median, 1e-300)))
 
 
-def mmd(kernel: np.ndarray, labels: np.ndarray) -> float:
-    """The unbiased estimate of MMD squared, which may be below 0. labels: (N,), 0 or 1."""
-    means = {}
-    for a, b in ((0, 0), (1, 1), (0, 1)):
-        part = kernel[np.ix_(labels == a, labels == b)]
-        n = len(part)
-        means[a, b] = part.mean() if a != b else (part.sum() - np.trace(part)) / (n * (n - 1))
-    return float(means[0, 0] + means[1, 1] - 2 * means[0, 1])
+def mmd(kernel: np.ndarray, labels: np.ndarray, apart: np.ndarray | None = None) -> np.ndarray:
+    """The unbiased estimates of MMD squared, which may be below 0, float64 (...).
 
-
-def permutation_test(contest: Contest, kernel: np.ndarray) -> dict[str, float]:
-    """MMD squared, and the share of permutations of the labels that give as much: p.
-
-    What is permuted is units, the crops of one set that have a group in common: crops of one object are not
-    independent.
+    labels: (..., N), 0 or 1. apart: bool (N, N), the pairs that count, which are those of independent crops; by default
+    all of two crops.
     """
-    labels, units = contest.labels, [*zip(contest.labels.tolist(), contest.groups, strict=True)]
-    names = list(dict.fromkeys(units))
-    at = np.array([names.index(unit) for unit in units])
-    of_unit = np.array([label for label, _ in names])
-    value, generator = mmd(kernel, labels), np.random.default_rng(SEED)
-    as_much = sum(mmd(kernel, generator.permutation(of_unit)[at]) >= value for _ in range(PERMUTATIONS))
+    apart = (~np.eye(len(kernel), dtype=bool) if apart is None else apart).astype(np.float64)
+    real, other = 1.0 - labels, labels.astype(np.float64)
+
+    def mean(one: np.ndarray, two: np.ndarray) -> np.ndarray:
+        return ((one @ (kernel * apart)) * two).sum(axis=-1) / ((one @ apart) * two).sum(axis=-1)
+
+    return mean(real, real) + mean(other, other) - 2 * mean(real, other)
+
+
+def permutation_test(contest: Contest, kernel: np.ndarray) -> dict[str, float] | None:
+    """MMD squared, and its p: the share of exchanges that give as much. None where no two composites are independent.
+
+    An exchange swaps some composites with the real crops of the same size that they are compared with. Composites with
+    a scan in common are swapped together or not at all, as they are not independent. So p is 2 / 2^n or more, of n such
+    groups.
+    """
+    labels, apart, generator = contest.labels, contest.apart, np.random.default_rng(SEED)
+    unit = np.array(components([one.tokens for one in contest.others]))
+    if not apart[labels == 1][:, labels == 1].any():
+        return None
+    value = float(mmd(kernel, labels, apart))
+    swapped = generator.integers(0, 2, (PERMUTATIONS, unit.max() + 1))[:, unit]
+    exchanged = mmd(kernel, labels ^ np.tile(swapped, 2), apart)
+    as_much = int((exchanged >= value - 1e-12).sum())  # where all are swapped the value is the same but for rounding
     return {"value": value, "p": (as_much + 1) / (PERMUTATIONS + 1)}

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..metrics.intervals import basic, ends, resampled
 from .crops import Crop
-from .groups import Contest
-from .intervals import bootstrap, interval
+from .groups import Contest, drawn_by
 
 LEVELS = 16  # grey levels of the co-occurrences, over 0 to 255
 OFFSETS = ((0, 1), (1, 0), (1, 1), (1, -1))  # neighbours, rows and columns
@@ -94,36 +94,39 @@ def measure(crops: Sequence[Crop]) -> Measured:
 
 
 def distances(of: Measured, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """What tells crops with label 1 from those with label 0, (2, 2 + 9) by region: the 1-Wasserstein distance of their
-    grey levels, in levels of 255; the mean over FEATURES of the absolute standardised differences; and those
-    differences themselves.
+    """What tells crops with label 1 from those with label 0, (..., 2, 2 + 9) by region: the 1-Wasserstein distance of
+    their grey levels, in levels of 255; the mean over FEATURES of the absolute standardised differences; and those
+    differences themselves. Not a number where no crop of a label counts.
 
-    A standardised difference is that of the means over the pooled standard deviation of crops (Cohen's d). labels,
-    weights: (N,); how often each crop counts.
+    A standardised difference is that of the means over the pooled standard deviation of crops (Cohen's d). labels:
+    (N,); weights: (..., N), how often each crop counts.
     """
     means, variances, histograms = [], [], []
     for kind in (0, 1):
         which = labels == kind
-        some, w = of.of(which), weights[which] / max(weights[which].sum(), 1e-300)
-        means.append(np.tensordot(w, some.features, 1))
-        variances.append(np.tensordot(w, (some.features - means[kind]) ** 2, 1))
+        some, w = of.of(which), weights[..., which] / weights[..., which].sum(axis=-1, keepdims=True)
+        middle = some.features.mean(axis=0)  # less which, squares keep their digits
+        mean = np.tensordot(w, some.features - middle, 1)
+        means.append(mean + middle)
+        variances.append(np.tensordot(w, (some.features - middle) ** 2, 1) - mean**2)
         histograms.append(np.tensordot(w, some.cumulative, 1))
-    deviation = np.sqrt((variances[0] + variances[1]) / 2)
+    deviation = np.sqrt(np.maximum((variances[0] + variances[1]) / 2, 0))
     difference = means[1] - means[0]
     # Where every crop has one value there is no deviation: no difference then, or one beyond any measure.
     standard = np.where(np.abs(difference) <= 1e-9, 0, difference / np.maximum(deviation, 1e-9))
-    wasserstein = np.abs(histograms[1] - histograms[0]).sum(axis=1)
-    return np.column_stack([wasserstein, np.abs(standard).mean(axis=1), standard])
+    wasserstein = np.abs(histograms[1] - histograms[0]).sum(axis=-1)
+    both = np.stack([wasserstein, np.abs(standard).mean(axis=-1)], axis=-1)
+    return np.concatenate([both, standard], axis=-1)
 
 
 def radiomics(contest: Contest) -> dict[str, dict]:
     """The distances of a contest, by the names of MEASURES, with their intervals."""
     of, labels = measure([one.crop for one in contest.crops]), contest.labels
-    names = list(dict.fromkeys(contest.groups))
-    at = np.array([names.index(group) for group in contest.groups])
-    value = distances(of, labels, np.ones(len(at)))
-    resampled = bootstrap(lambda weights: distances(of, labels, weights[at]), len(names))
-    return {
-        name: interval(value[r, m], resampled[:, r, m], distance=m < 2)  # the first two are never below 0
-        for name, (r, m) in MEASURES.items()
-    }
+    value = distances(of, labels, np.ones(len(labels)))
+    draws = resampled(lambda weights: distances(of, labels, weights), drawn_by(contest.crops))
+    found = {}
+    for name, (region, number) in MEASURES.items():
+        one, some = float(value[region, number]), draws[:, region, number]
+        low, high = basic(one, some) if number < 2 else ends(some)  # the first two are never below 0
+        found[name] = {"value": one, "low": low, "high": high}
+    return found

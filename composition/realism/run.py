@@ -18,17 +18,16 @@ from sd21.files import atomic, write_json, write_text
 from sd21.folders import check_untaken, left_locked, owned
 from sd21.words import shown
 
-from ..datasets.folders import TABLE
 from ..datasets.reading import LeftOut
+from ..metrics.intervals import ends
 from ..metrics.lpips import LPIPS, shift_tolerant_lpips
 from ..runs.record import read_kept
-from ..runs.request import check_apart
+from ..runs.request import check_outside
 from ..scans.errors import DatasetError, WeightsError
 from . import classifier, groups, mmd, radiomics, study, table
 from .choices import Choices
 from .crops import cut
 from .groups import REAL, Contest, Placed
-from .intervals import range_of
 from .names import KEY, STUDY
 from .sets import read_set
 
@@ -76,7 +75,7 @@ def run_realism(
     as and for too few scans, FolderError for a folder of results that cannot be used; nothing is changed then.
     """
     out = Path(out)
-    check_apart([folder / TABLE for folder in request.composites.values()], [out / name for name in FILES])
+    check_outside(out, [*(folder for _, folder in request.real), *request.composites.values()])
     if not left_locked(out) and not (out / "parts").is_dir():
         check_untaken((out / name for name in (*FILES, STUDY, KEY)), "realism")
     left_out = {name: LeftOut() for name in ("real", *request.composites)}
@@ -91,7 +90,7 @@ def run_realism(
         parts = Parts(out / "parts", _asked(contests, real, choices))
         found = _measured(contests, real, choices, parts, quiet)
         text = table.markdown(found, choices, {name: some.counts for name, some in left_out.items()})
-        write_text(out / "realism.csv", table.csv_text(found))
+        write_text(out / "realism.csv", table.figures_csv(found))
         with atomic(out / "crops.png") as temporary:
             table.sheet(contests).save(temporary)
         write_text(out / "realism.md", text)
@@ -121,7 +120,7 @@ def _placed(
 def _asked(contests: list[Contest], real: list[Placed], choices: Choices) -> dict:
     """What the figures depend on."""
     everything = [*real, *(one for contest in contests for one in contest.others)]
-    text = "".join(f"{one.crop.digest} {one.group} {sorted(one.tokens)}\n" for one in everything)
+    text = "".join(f"{one.crop.digest} {one.group} {one.background} {sorted(one.tokens)}\n" for one in everything)
     asked = {name: value for name, value in asdict(choices).items() if name not in ("seeds", "reader_crops")}
     return {"choices": asked, "crops": hashlib.sha256(text.encode()).hexdigest()}
 
@@ -150,7 +149,8 @@ class Parts:
 def _measured(
     contests: list[Contest], real: list[Placed], choices: Choices, parts: Parts, quiet: bool
 ) -> dict[str, dict]:
-    """By the name of each set, and REAL: {"crops": ..., "own_objects": ..., "seconds": ..., "figures": {measure: ...}}.
+    """By the name of each set, and REAL: {"crops": ..., "objects": ..., "backgrounds": ..., "own_objects": ...,
+    "seconds": ..., "figures": {measure: ...}}. objects, backgrounds: how many the crops of the set are of.
 
     The floor is another split of the real scans for each seed, and for the quick measures SPLITS of them.
     """
@@ -174,18 +174,24 @@ def _measured(
                 for seed, one in zip(seeds, tried, strict=True)
             ]
             figures = classifier.accuracy_and_auc(
-                [one["figures"] for one in done], [one.labels for one in tried], [one.groups for one in tried]
+                [one["figures"] for one in done], [one.labels for one in tried], [one.crops for one in tried]
             )
             done += [part(f"{kind} {name}", partial(measure, contest)) for kind, measure in quick.items()]
             for one in done[len(seeds) :]:
                 figures |= one["figures"]
             found[name] = {
                 "crops": count,
+                **_counts(tried[0].others),
                 "own_objects": contest is not None and contest.own_objects,
                 "seconds": sum(one["seconds"] for one in done),
                 "figures": {**figures, "size": {"value": _told_by_size(tried)}},
             }
     return found
+
+
+def _counts(crops: list[Placed]) -> dict[str, int]:
+    backgrounds = len({one.background or one.group for one in crops})
+    return {"objects": len({one.group for one in crops}), "backgrounds": backgrounds}
 
 
 def _told_by_size(tried: list[Contest]) -> float:
@@ -204,17 +210,24 @@ def _grey(real: list[Placed], count: int, choices: Choices, contest: Contest | N
     of = radiomics.measure([one.crop for one in real])
     labels = np.repeat([0, 1], count)
     found = [radiomics.distances(of.of(which), labels, np.ones(2 * count)) for which in _splits(real, count, choices)]
-    return {name: range_of([one[place] for one in found]) for name, place in radiomics.MEASURES.items()}
+    return {name: _range([one[place] for one in found]) for name, place in radiomics.MEASURES.items()}
 
 
 def _features(network: LPIPS, real: list[Placed], count: int, choices: Choices, contest: Contest | None) -> dict:
     """The MMD of a contest; without one, of SPLITS of the real scans."""
     features = mmd.features_of([one.crop for one in (real if contest is None else contest.crops)], network)
     if contest is not None:
-        return {"mmd": mmd.permutation_test(contest, mmd.kernel(features))}
+        tested = mmd.permutation_test(contest, mmd.kernel(features))
+        return {} if tested is None else {"mmd": tested}
     labels = np.repeat([0, 1], count)
-    found = [mmd.mmd(mmd.kernel(features[which]), labels) for which in _splits(real, count, choices)]
-    return {"mmd": range_of(found)}
+    found = [float(mmd.mmd(mmd.kernel(features[which]), labels)) for which in _splits(real, count, choices)]
+    return {"mmd": _range(found)}
+
+
+def _range(values: list[float]) -> dict[str, float]:
+    """The mean of a figure over many draws of the data, and the ends between which LEVEL of them lie."""
+    low, high = ends(values)
+    return {"value": float(np.mean(values)), "low": low, "high": high}
 
 
 def _network() -> LPIPS | None:

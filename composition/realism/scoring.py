@@ -1,21 +1,22 @@
-"""This module scores the sheets of a reader study with its key. It imports neither torch nor numpy."""
+"""This module scores the sheets of a reader study with its key. It does not import torch."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import comb
 from pathlib import Path
 
 from sd21.files import irregular
 from sd21.words import one_line, shown
 
+from ..metrics.intervals import LEVEL, exact_binomial
 from ..scans.errors import SheetError
+from ..tables import markdown_head, markdown_line
 from .names import KEY_COLUMNS, REAL, SHEET, SYNTHETIC
 
-LEVEL = 0.95
 ALL = "all"
 LONGEST = 1 << 24  # bytes of a sheet or a key; a thousand crops take some ten thousand
 SHORT = {"r": REAL, "s": SYNTHETIC, "fake": SYNTHETIC, REAL: REAL, SYNTHETIC: SYNTHETIC}
@@ -24,13 +25,15 @@ MOST_TOLD = 5  # faults of one sheet that an error names
 
 @dataclass(frozen=True)
 class Score:
-    """How many crops of a set a reader has called right. low, high: the exact interval of the share at LEVEL (Clopper
-    and Pearson 1934)."""
+    """How many crops of a set a reader has called right, of `read` that the reader has answered and `crops` that there
+    are; of all readers together, `crops` times the readers. low, high: the exact interval of the share at LEVEL
+    (Clopper and Pearson 1934)."""
 
     reader: str
     set: str
     right: int
     read: int
+    crops: int
     low: float
     high: float
 
@@ -41,9 +44,11 @@ def score(sheets: Sequence[str | Path], key: str | Path) -> list[Score]:
     A crop of the key without a line in a sheet counts as not read. Intervals of all readers take every answer for one
     of its own; readers of the same crops are not, so that these are too narrow where readers agree.
     Raises SheetError for lines without an answer, with an answer that is none, twice the same crop or one that is not
-    in the key, and for files that are no such tables.
+    in the key, for a sheet that is named twice, and for files that are no such tables.
     """
     sets = _key(Path(key))
+    if twice := [path for path, times in Counter(Path(path).resolve() for path in sheets).items() if times > 1]:
+        raise SheetError(f"the sheet {twice[0]} is there twice; name each one once")
     answers: dict[tuple[str, str], bool] = {}
     for number, path in enumerate(map(Path, sheets), start=1):
         faults: list[str] = []
@@ -75,53 +80,29 @@ def score(sheets: Sequence[str | Path], key: str | Path) -> list[Score]:
 def _scores(answers: dict[tuple[str, str], bool], sets: dict[str, str]) -> list[Score]:
     readers = list(dict.fromkeys(reader for reader, _ in answers))
     kinds = [ALL, *dict.fromkeys(sorted(sets.values(), key=lambda name: (name != REAL, name)))]
+    together = f"{len(readers)} readers"
+    groups = [(reader, [reader]) for reader in readers]
+    groups += [(f"all {together}" if together in readers else together, readers)] if len(readers) > 1 else []
     found = []
-    for reader in readers + ([f"{len(readers)} readers"] if len(readers) > 1 else []):
+    for name, who in groups:
         for kind in kinds:
-            of = [
-                right
-                for (who, crop), right in answers.items()
-                if reader in (who, f"{len(readers)} readers") and kind in (ALL, sets[crop])
-            ]
+            of = [right for (reader, crop), right in answers.items() if reader in who and kind in (ALL, sets[crop])]
+            crops = len(who) * sum(kind in (ALL, one) for one in sets.values())
             if of:
-                found.append(Score(reader, kind, sum(of), len(of), *exact_interval(sum(of), len(of))))
+                found.append(Score(name, kind, sum(of), len(of), crops, *exact_binomial(sum(of), len(of))))
     return found
-
-
-def exact_interval(right: int, count: int) -> tuple[float, float]:
-    """The exact interval of a share at LEVEL (Clopper and Pearson 1934), from `right` of `count`."""
-
-    def at_least(share: float) -> float:
-        """The probability of `right` or more."""
-        return sum(comb(count, n) * share**n * (1 - share) ** (count - n) for n in range(right, count + 1))
-
-    def at_most(share: float) -> float:
-        return sum(comb(count, n) * share**n * (1 - share) ** (count - n) for n in range(right + 1))
-
-    tail = (1 - LEVEL) / 2
-    low = 0.0 if right == 0 else _root(lambda share: at_least(share) - tail)
-    high = 1.0 if right == count else _root(lambda share: tail - at_most(share))
-    return low, high
-
-
-def _root(rising: Callable[[float], float]) -> float:
-    """Where a rising function of a share is 0, to the last bit."""
-    low, high = 0.0, 1.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if rising(middle) < 0 else (low, middle)
-    return (low + high) / 2
 
 
 def markdown(scores: Sequence[Score]) -> str:
     """The table of scores, in Markdown."""
-    lines = [f"| reader | set | right | of | share [{LEVEL:.0%} interval] |", "| --- | --- | --- | --- | --- |"]
+    lines = markdown_head(["reader", "set", "right", "of", f"share [{LEVEL:.0%} interval]"])
     for one in scores:
         share = f"{one.right / one.read:.0%} [{one.low:.0%}, {one.high:.0%}]"
         reader = one_line(one.reader, 80).replace("|", "/")
-        lines.append(f"| {reader} | {one.set} | {one.right} | {one.read} | {share} |")
+        lines.append(markdown_line([reader, one.set, str(one.right), str(one.read), share]))
+    some = [one for one in scores if one.set == ALL and one.read < one.crops]
+    lines += ["", *(f"{one_line(one.reader, 80)} has answered {one.read} of {one.crops} crops." for one in some)]
     lines += [
-        "",
         "50 % in all is what one who cannot tell them apart comes to; of a set of composites, the share is that",
     ]
     return "\n".join([*lines, "of those that were called synthetic."]) + "\n"

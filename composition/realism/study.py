@@ -8,9 +8,7 @@ one date. No two crops of a study have a scan in common.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import os
 from importlib import resources
 from pathlib import Path
@@ -21,6 +19,7 @@ from sd21.files import atomic, write_text
 from sd21.folders import FolderError
 
 from ..scans.errors import DatasetError
+from ..tables import csv_text
 from .choices import Choices
 from .crops import at_size, grey_view
 from .groups import Contest, Placed, matched, ranked
@@ -41,7 +40,7 @@ def write(out: Path, contests: list[Contest], real: list[Placed], choices: Choic
     order = sorted(chosen, key=lambda one: hashlib.sha256(f"{choices.seed}/{one[1].crop.digest}".encode()).digest())
     names = [f"{number:04d}" for number in range(1, len(order) + 1)]
     rows = [(name, kind, one.crop.name, one.crop.digest) for name, (kind, one) in zip(names, order, strict=True)]
-    key, path = csv_of(KEY_COLUMNS, rows), out / KEY / "key.csv"
+    key, path = csv_text(KEY_COLUMNS, rows), out / KEY / "key.csv"
     if path.exists() and path.read_text(encoding="utf-8") != key:
         raise FolderError(f"{out} holds another reader study, which may be filled in already; name another folder")
     write_text(path, key)
@@ -52,7 +51,7 @@ def write(out: Path, contests: list[Contest], real: list[Placed], choices: Choic
         for name, (_, one) in zip(names, order, strict=True):
             crop = at_size(grey_view(one.crop.path), one.crop.box, SIDE)
             Image.frombytes("L", crop.size, crop.tobytes()).save(folder / "crops" / f"{name}.png", compress_level=0)
-        (folder / "sheet.csv").write_text(csv_of(SHEET, [("", name, "", "") for name in names]), encoding="utf-8")
+        (folder / "sheet.csv").write_text(csv_text(SHEET, [("", name, "", "") for name in names]), encoding="utf-8")
         (folder / "index.html").write_text(page(names), encoding="utf-8")
         for one in (*folder.rglob("*"), folder):
             os.utime(one, (DATE, DATE))
@@ -89,11 +88,3 @@ def choose(contests: list[Contest], real: list[Placed], choices: Choices) -> lis
 def page(names: list[str]) -> str:
     """The page that shows the crops and keeps the answers: one file, which loads nothing but the crops."""
     return resources.files(__package__).joinpath(PAGE).read_text(encoding="utf-8").replace("[/*NAMES*/]", str(names))
-
-
-def csv_of(columns, rows) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    return text.getvalue()

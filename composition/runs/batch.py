@@ -38,7 +38,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from sd21.files import json_lines, sha256, write_json, write_text
-from sd21.folders import check_untaken, left_locked
+from sd21.folders import FolderError, check_untaken, left_locked
 
 from ..methods import METHODS, Composition, compose
 from ..model import Model
@@ -50,7 +50,7 @@ from . import record
 from .columns import columns_of, has_columns
 from .layouts import Export
 from .limits import Limits
-from .manifest import BadRow, Row, read_manifest
+from .manifest import BadRow, Row, misspelled, read_manifest
 from .ranks import Ranks
 from .request import check_apart
 from .single import write_images
@@ -94,6 +94,8 @@ def run_batch(
         _check_nothing_is_lost(Path(manifest), rows, bad, out, export)
         for line, row in bad.items() if not quiet else ():
             _announce(line, row.id, row.error)
+        for told in misspelled(rows) if not quiet else ():
+            warnings.warn(told, stacklevel=2)
     begin = time.perf_counter()
     with ranks.owning(out, cache=cache, prepare=lambda: _sweep(out, [row.id for row in rows])):
         if rows:
@@ -111,8 +113,7 @@ def run_batch(
             return None
         seconds = time.perf_counter() - begin
         errors = _write_tables(rows, bad, out, ranks.store)
-        export.write(out)
-        return _summed_up(rows, bad, errors, out, ranks.store, seconds)
+        return _summed_up(rows, bad, errors, out, ranks.store, seconds, export.write(out))
 
 
 def _announce(line: int, row: str | None, error: str) -> None:
@@ -120,8 +121,8 @@ def _announce(line: int, row: str | None, error: str) -> None:
 
 
 def _check_nothing_is_lost(manifest: Path, rows: list[Row], bad: dict[int, BadRow], out: Path, export: Export) -> None:
-    """Raises FolderError where a result would take the place of an input, or of a file that no batch has made, and
-    RowError where not a row is good and an earlier run's results would all go.
+    """Raises FolderError where a result would take the place of an input, or of a file that no batch has made, or would
+    lie beside an input; and RowError where not a row is good and an earlier run's results would all go.
 
     A file is a batch's if its row's record is there, or if a batch was killed here, which then may have lacked the time
     to write the record.
@@ -131,6 +132,8 @@ def _check_nothing_is_lost(manifest: Path, rows: list[Row], bad: dict[int, BadRo
     inputs = [path for row in rows for path in row.request.files.values()]
     inputs += [manifest, *(path for row in bad.values() for path in row.files)]
     check_apart(inputs, [*outputs, *export.files(out)])
+    if out.resolve() in {folder.resolve() for folder in {path.parent for path in inputs if path != manifest}}:
+        raise FolderError(f"{out} holds inputs, and what reads them would read the results too; name another folder")
     if not left_locked(out):
         ours = {path for one in ids if _files_of(out, one)[2].exists() for path in _all_of(out, one)}
         # A run of which all rows failed leaves an empty table, and no record.
@@ -330,7 +333,13 @@ def _write_tables(rows: list[Row], bad: dict[int, BadRow], out: Path, store: dis
 
 
 def _summed_up(
-    rows: list[Row], bad: dict[int, BadRow], errors: dict[int, str], out: Path, store: dist.Store, seconds: float
+    rows: list[Row],
+    bad: dict[int, BadRow],
+    errors: dict[int, str],
+    out: Path,
+    store: dist.Store,
+    seconds: float,
+    notes: list[str],
 ) -> Summary:
     refused_by = {one.name: store.add(one.name, 0) for one in fields(Limits)}
     return Summary(
@@ -338,6 +347,7 @@ def _summed_up(
         bad=len(errors),
         refused_by={name: count for name, count in refused_by.items() if count},
         columns=tuple(dict.fromkeys(name for row in rows for name in row.columns)),
+        notes=tuple(notes),
         seconds=seconds,
         **{name: store.add(name, 0) for name in COUNTS},
         **figures_of(out / TABLES[0]),

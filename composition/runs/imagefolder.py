@@ -22,8 +22,9 @@ Kind = str | list | dict | None
 
 def write(
     table: Iterable[dict], out: Path, folder: Path, split_of: Callable[[dict], str], link: Callable[[Path, Path], None]
-) -> None:
-    """Write folder/SPLIT/metadata.jsonl and the files that it names, for every split of the records.
+) -> list[str]:
+    """Write folder/SPLIT/metadata.jsonl and the files that it names, for every split of the records. Returns the names
+    of the columns that are left out.
 
     table: the records; it is read several times. out: the batch's folder. link: puts a file under a further name.
     """
@@ -42,6 +43,7 @@ def write(
                 told = {name: record[name] for name in columns}
                 told |= {name: float(told[name]) for name in floats if told[name] is not None}
                 file.write(json_lines([told]))
+    return [name for name in dict.fromkeys(name for kind in kinds.values() for name in kind) if name not in columns]
 
 
 def kind_of(value: object) -> Kind:

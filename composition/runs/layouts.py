@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -53,13 +54,16 @@ def split_of(record: dict) -> str:
     return record.get("split") or TRAIN
 
 
-def image_folder(table: Table, out: Path, folder: Path, export: Export) -> None:
+def image_folder(table: Table, out: Path, folder: Path, export: Export) -> list[str]:
     """An image folder for each split, as `imagefolder.write` says; nothing where no row has a split."""
-    if any(record.get("split") for record in table):
-        imagefolder.write(table, out, folder, split_of, link)
+    if not any(record.get("split") for record in table):
+        return []
+    left_out = imagefolder.write(table, out, folder, split_of, link)
+    why = "whose types differ between splits, or that are empty in one; metadata.jsonl has them"
+    return [f"Columns that {out / 'imagefolder'} lacks, {why}: {', '.join(left_out)}."] if left_out else []
 
 
-def coco(table: Table, out: Path, folder: Path, export: Export) -> None:
+def coco(table: Table, out: Path, folder: Path, export: Export) -> list[str]:
     """COCO's instance annotations, one file for each split, with the masks as run lengths. Names of images are relative
     to the folder.
 
@@ -90,6 +94,13 @@ def coco(table: Table, out: Path, folder: Path, export: Export) -> None:
         about = {"description": f"SYNTHETIC: tumours composed into scans, {split}"}
         told = {"info": about, "images": images, "annotations": annotations, "categories": categories}
         (folder / f"annotations_{split}.json").write_text(json.dumps(told), encoding="utf-8")
+    return []
+
+
+def annotations_of(out: Path) -> Path:
+    """The file of the split train, or else of the first split that there is."""
+    train = out / "coco" / f"annotations_{TRAIN}.json"
+    return train if train.exists() else next(iter(sorted((out / "coco").glob("annotations_*.json"))), train)
 
 
 def run_lengths(mask: np.ndarray) -> list[int]:
@@ -100,9 +111,13 @@ def run_lengths(mask: np.ndarray) -> list[int]:
     return [0, *counts] if flat[0] else counts
 
 
-def write_nnunet(table: Table, out: Path, folder: Path, export: Export) -> None:
+def write_nnunet(table: Table, out: Path, folder: Path, export: Export) -> list[str]:
     """A data set in nnU-Net's raw format, below `folder`, as `nnunet.write` says."""
-    nnunet.write(table, out, folder / export.nnunet_name(out), classes_of(table), link)
+    name = export.nnunet_name(out)
+    if not nnunet.write(table, out, folder / name, classes_of(table), link):
+        return []
+    file = out / "nnunet" / name / "splits_final.json"
+    return [f"For the rows of val as nnU-Net's: copy {file} to nnUNet_preprocessed/{name}, and train fold 0."]
 
 
 def check_nnunet(rows: Sequence[Row], label_name: str) -> None:
@@ -118,32 +133,38 @@ class Layout:
     """One way to lay a batch out.
 
     write: takes the Table, OUT, the empty folder that becomes OUT/NAME, and the Export, and writes into the folder.
-    loads: how one loads it, for a user to read; {out} is the batch's folder.
+        Returns lines that a user should read.
+    loads: takes OUT and the Export; returns how one loads what was written, for a user to read.
     check: takes the rows that can be composed and the name of their class; raises RowError before any is composed.
     """
 
     about: str
-    loads: str
-    write: Callable[[Table, Path, Path, Export], None]
+    loads: Callable[[Path, Export], str]
+    write: Callable[[Table, Path, Path, Export], list[str]]
     check: Callable[[Sequence[Row], str], None] = lambda rows, label_name: None
 
 
 LAYOUTS = {
     "imagefolder": Layout(
         "Hugging Face's image folder (OUT itself; with splits, OUT/imagefolder)",
-        'datasets.load_dataset("imagefolder", data_files={{"train": "{out}/metadata.jsonl"}}); with splits, '
-        'data_dir="{out}/imagefolder"; datasets 3.4.0 or newer',
+        lambda out, _: (
+            f'datasets.load_dataset("imagefolder", data_files={{"train": "{out}/metadata.jsonl"}}); with splits, '
+            f'data_dir="{out}/imagefolder"; datasets 3.4.0 or newer'
+        ),
         image_folder,
     ),
     "nnunet": Layout(
         "nnU-Net v2's raw format in OUT/nnunet",
-        "nnUNet_raw={out}/nnunet nnUNetv2_plan_and_preprocess -d {number} --verify_dataset_integrity",
+        lambda out, export: (
+            f"nnUNet_raw={shlex.quote(f'{out}/nnunet')} nnUNetv2_plan_and_preprocess -d {export.dataset_id} "
+            "--verify_dataset_integrity"
+        ),
         write_nnunet,
         check_nnunet,
     ),
     "coco": Layout(
         "COCO's annotations in OUT/coco",
-        'pycocotools.coco.COCO("{out}/coco/annotations_train.json"); names of images are relative to {out}/coco',
+        lambda out, _: f'pycocotools.coco.COCO("{annotations_of(out)}"); names of images are relative to {out}/coco',
         coco,
     ),
 }
@@ -188,28 +209,33 @@ class Export:
 
     def loads(self, out: Path) -> str:
         """How one loads what was laid out."""
-        return LAYOUTS[self.layout].loads.format(out=out, number=self.dataset_id)
+        return LAYOUTS[self.layout].loads(out, self)
 
     def files(self, out: Path) -> list[Path]:
         """The files that an earlier run has laid out, and that are made anew."""
         return [path for path in (out / self.layout).rglob("*") if path.is_file()]
 
-    def write(self, out: Path) -> None:
+    def write(self, out: Path) -> list[str]:
         """Make the layout of the rows in metadata.jsonl. That of another kind which an earlier run made of other rows
-        goes."""
-        table, rows = Table(out / "metadata.jsonl"), sha256(out / "metadata.jsonl")
+        goes, unless a user's file is in it. Returns lines that a user should read."""
+        table, rows, notes = Table(out / "metadata.jsonl"), sha256(out / "metadata.jsonl"), []
         for name in LAYOUTS:
             place = out / name
             earlier = None if name == self.layout else _listed(place)
-            if earlier is not None and earlier.get("rows") != rows and foreign(place) is None:
-                with whole_folder(place):
-                    pass
+            if earlier is None or earlier.get("rows") == rows:
+                continue
+            if (what := foreign(place)) is not None:
+                notes.append(f"{place} is of other rows and stays, as no batch has made {what}.")
+                continue
+            with whole_folder(place):
+                pass
         with whole_folder(out / self.layout) as folder:
             if any(True for _ in table):
-                LAYOUTS[self.layout].write(table, out, folder, self)
+                notes += LAYOUTS[self.layout].write(table, out, folder, self)
             files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
             if files:
                 write_json(folder / LISTED, {"rows": rows, "files": files})
+        return notes
 
 
 def classes_of(table: Table) -> dict[str, int]:

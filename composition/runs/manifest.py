@@ -14,6 +14,7 @@ them mean something: `class`, the name of what the mask shows, and `split`, the 
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 import sys
@@ -35,6 +36,7 @@ OPTIONAL = ("user_mask", "user_box", "window", "label", "id", "settings", "varia
 COLUMNS = ("class", "split")  # of the columns, those that mean something; null is as good as none
 LONGEST_LINE = 1 << 20  # bytes; a row has some hundreds
 LONGEST_ID = 128  # with a suffix it still is a file name everywhere
+CLOSE = 0.82  # difflib's ratio: "widnow" is 0.83 of "window"; "pid", which may be a column, 0.8 of "id"
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,9 @@ def read_manifest(path: str | Path, settings: Settings) -> tuple[list[Row], dict
     """The rows, in the manifest's order, and the bad ones, by line number.
 
     settings: what holds for every row that does not say otherwise. Images are not opened yet. Raises RowError for a
-    manifest that is no regular file, or is not there.
+    manifest that is no regular file, or is not there, and for one that has not one JSON object.
     """
-    path, rows, bad, lines_of, columns = Path(path), [], {}, {}, Columns()
+    path, rows, bad, lines_of, columns, objects = Path(path), [], {}, {}, Columns(), 0
     if what := irregular(path):
         raise RowError(f"{what}: {path}; expected a manifest, JSON lines")
     for line, raw in enumerate(_lines_of(path), start=1):
@@ -83,7 +85,19 @@ def read_manifest(path: str | Path, settings: Settings) -> tuple[list[Row], dict
         except (ValueError, OSError) as error:  # OSError: a name that is too long for the system
             named = [value for name in FILES if isinstance(value := (entry or {}).get(name), str)]
             bad[line] = BadRow(identity, one_line(str(error)), tuple(path.parent / name for name in named))
+        objects += entry is not None
+    if bad and not objects:
+        raise RowError(f"{path} is no manifest, JSON lines: line {min(bad)}: {bad[min(bad)].error}")
     return rows, bad
+
+
+def misspelled(rows: list[Row]) -> Iterator[str]:
+    """What to tell of columns whose names are nearly those of keys that mean something, once for each name."""
+    known = (*OPTIONAL, *COLUMNS)
+    first = {name: row.line for row in reversed(rows) for name in row.columns if name not in known}
+    for name, line in sorted(first.items(), key=lambda one: one[1]):
+        if meant := difflib.get_close_matches(name.casefold(), known, 1, CLOSE):
+            yield f"row {line}: the key {name!r} is taken as a column of its own; did you mean {meant[0]!r}?"
 
 
 def _lines_of(path: Path) -> Iterator[bytes]:

@@ -3,9 +3,12 @@
     imagesTr/ID_0000.png     the composites for training; imagesTs/ those of the split "test"
     labelsTr/ID.png          their masks, 0 and the numbers of the classes; labelsTs/ likewise
     dataset.json             channels, classes, the number of training cases, the file ending
+    splits_final.json        where rows have the split "val": which cases are for training and which for validation
 
-The rules are those of documentation/dataset_format.md in the repository MIC-DKFZ/nnUNet, version 2. All files of a data
-set have one ending: .png for images, and .nii.gz with the stored values for DICOM and NIfTI.
+The rules are those of documentation/dataset_format.md in the repository MIC-DKFZ/nnUNet, version 2, and of
+documentation/manual_data_splits.md: nnU-Net reads splits_final.json from its folder of preprocessed data, and else
+draws five folds of all cases in imagesTr. All files of a data set have one ending: .png for images, and .nii.gz with
+the stored values for DICOM and NIfTI.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from ..scans.writing import suffix_like
 RESERVED = ("background", "ignore")  # names of classes that mean something to nnU-Net
 MOST_CLASSES = 255  # beside the background, in 8 bits
 PNG, NIFTI = ".png", ".nii.gz"
+VALIDATION = ("val", "validation")
 
 
 def check(backgrounds: Iterable[Path], classes: set[str]) -> None:
@@ -47,11 +51,11 @@ def check(backgrounds: Iterable[Path], classes: set[str]) -> None:
 
 def write(
     table: Iterable[dict], out: Path, place: Path, classes: dict[str, int], link: Callable[[Path, Path], None]
-) -> None:
-    """Write the data set into the folder `place`.
+) -> bool:
+    """Write the data set into the folder `place`. Returns whether there is a splits_final.json.
 
-    table: the records; it is read twice. out: the batch's folder. classes: name -> number, from 1. link: puts a file
-    under a further name.
+    table: the records; it is read several times. out: the batch's folder. classes: name -> number, from 1. link: puts a
+    file under a further name.
     """
     ending = NIFTI if any(record["stored"] for record in table) else PNG
     colour = any(_is_colour(out, record) for record in table)
@@ -78,6 +82,19 @@ def write(
         "description": "SYNTHETIC: tumours composed into scans",
     }
     write_json(place / "dataset.json", told)
+    return _write_splits(table, place / "splits_final.json")
+
+
+def _write_splits(table: Iterable[dict], path: Path) -> bool:
+    """Write the one fold of nnU-Net's that the rows ask for, unless all are for training or all for validation."""
+    fold: dict[str, list[str]] = {"train": [], "val": []}
+    for record in table:
+        if record.get("split") != "test":
+            fold["val" if record.get("split") in VALIDATION else "train"].append(record["id"])
+    if not all(fold.values()):
+        return False
+    write_json(path, [fold])
+    return True
 
 
 def _is_colour(out: Path, record: dict) -> bool:

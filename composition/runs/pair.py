@@ -1,7 +1,7 @@
 """This module draws a user's own labelled data set from two folders, as a manifest that `batch` reads.
 
     OUT.jsonl               a pair per line: background, object, its mask, the target's box, the prompt, the object's
-                            variation, the split, and columns that say where both come from; written last
+                            variation, the split, and columns that say where both come from; written after the masks
     OUT_masks/HASH.png      the objects' masks, named by their pixels; a mask of several files is their union
     OUT_left_out.json       what was not used, by reason
 
@@ -12,8 +12,10 @@ what is drawn, so that a copy of the data elsewhere gives the same manifest.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
+import warnings
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -21,15 +23,17 @@ from fractions import Fraction
 from pathlib import Path
 
 from sd21.files import json_lines, write_json, write_text
-from sd21.folders import FolderError, owned
+from sd21.folders import FolderError, check_untaken, owned
 
-from ..datasets import Dataset, LeftOut
+from ..datasets import Dataset, Labelled, LeftOut
 from ..datasets.drawing import Keys, Pair, draw_pairs, mask_sha256, suitable
 from ..datasets.rules import Rules
 from ..scans.dicom import is_dicom, read_header
 from ..scans.errors import DatasetError, damage_named
 from ..scans.images import write_image
 from ..scans.slices import split_slice
+from .columns import check_class
+from .request import check_outside
 
 SPLIT_BY = ("file", "patient")
 HASH = 16  # digits of a hash that are enough to tell some thousands of things apart
@@ -79,7 +83,7 @@ def run_pair(request: PairRequest, rules: Rules) -> Drawn:
     same.
 
     Raises DatasetError where fewer pairs can be drawn than were asked for, and FolderError where another manifest is
-    there, or where it would lie among the scans; nothing is written then.
+    there, a list that no `pair` has written, or where results would lie among the scans; nothing is written then.
     """
     if request.count < 1:
         raise ValueError(f"the count is a whole number of 1 or more, got {request.count}")
@@ -89,10 +93,14 @@ def run_pair(request: PairRequest, rules: Rules) -> Drawn:
     except UnicodeEncodeError as error:
         raise ValueError(f"the prompt is no text: {error}; mend its encoding") from None
     masks, rest = (request.out.with_name(f"{request.out.stem}_{name}") for name in ("masks", "left_out.json"))
-    _check_apart(request)
+    _check_apart(request, masks, rest)
     keys = Keys(request.dataset, by_content=True)
-    dataset = _without_labelled(suitable(request.dataset, rules, keys), keys)
+    dataset = _named(_without_labelled(suitable(request.dataset, rules, keys), keys))
     patients = Patients(dataset, keys, request.patient)
+    if request.patient is not None and not patients.known:
+        warnings.warn(
+            f"--patient {request.patient.pattern} matches no file's name, so no patient is known", stacklevel=2
+        )
     parts, left_out = _drawn(request, dataset, rules, keys, patients)
     rows, files = [], {}
     for split, pairs in parts:
@@ -107,8 +115,8 @@ def run_pair(request: PairRequest, rules: Rules) -> Drawn:
     with owned(masks):
         for path, mask in files.items():
             write_image(path, mask)
-        write_json(rest, left_out.names)
         write_text(request.out, text)
+        write_json(rest, left_out.names)
     used = [{row[name] for row in rows} for name in ("object", "background")]
     splits = {name: len(pairs) for name, pairs in parts if name is not None}
     return Drawn(request.out, len(rows), *map(len, used), splits, left_out)
@@ -137,6 +145,11 @@ class Patients:
     def of(self, path: Path) -> str | None:
         return self._of[path]
 
+    @property
+    def known(self) -> bool:
+        """Whether the patient of any scan is known."""
+        return any(one is not None for one in self._of.values())
+
 
 def _dicom_patient(file: Path) -> str | None:
     if not is_dicom(file):
@@ -161,6 +174,28 @@ def _without_labelled(dataset: Dataset, keys: Keys) -> Dataset:
     return replace(dataset, backgrounds=free)
 
 
+def _named(dataset: Dataset) -> Dataset:
+    """The dataset without scans that `batch` would refuse, for their names or classes are columns of its table."""
+
+    def is_text(path: Path) -> bool:
+        try:
+            path.name.encode()
+        except UnicodeEncodeError:
+            dataset.left_out.add("file name that is no text in UTF-8", path.name)
+            return False
+        return True
+
+    def has_class(obj: Labelled) -> bool:
+        try:
+            return obj.kind is None or bool(check_class(obj.kind))
+        except ValueError:
+            dataset.left_out.add("class that is no short text in one line", obj.path.name)
+            return False
+
+    objects = [obj for obj in dataset.objects if is_text(obj.path) and has_class(obj)]
+    return replace(dataset, objects=objects, backgrounds=[path for path in dataset.backgrounds if is_text(path)])
+
+
 def _drawn(
     request: PairRequest, dataset: Dataset, rules: Rules, keys: Keys, patients: Patients
 ) -> tuple[list[tuple[str | None, list[Pair]]], LeftOut]:
@@ -168,10 +203,16 @@ def _drawn(
     if not request.split:
         pairs, left_out = draw_pairs(dataset, request.count, request.seed, rules, by_content=True)
         return [(None, pairs)], left_out
+    counts = _counts(request.count, request.split)
+    if 0 in counts.values():
+        none = next(name for name, count in counts.items() if count == 0)
+        raise DatasetError(
+            f"the split {none} gets no row of {request.count}; ask for a larger --count, or give it a larger share"
+        )
     group_of = _groups(request, dataset, keys, patients)
     split_of = _assigned(request, dataset, group_of)
     parts, merged = [], dataset.left_out
-    for name, count in _counts(request.count, request.split).items():
+    for name, count in counts.items():
         part = replace(
             dataset,
             name=f"{dataset.name}, split {name}",
@@ -264,16 +305,28 @@ def _relative(path: Path, folder: Path) -> str:
         return path.absolute().as_posix()
 
 
-def _check_apart(request: PairRequest) -> None:
-    """Raises FolderError for a manifest that would lie among the scans, since the next run would read its masks."""
-    place = request.out.parent.resolve()
+def _check_apart(request: PairRequest, masks: Path, rest: Path) -> None:
+    """Raises FolderError where results would lie among the scans, since the next run would read them, or would take the
+    place of an input or of a user's file, and where another manifest's results might have the same names."""
+    if request.out.suffix != ".jsonl":
+        name = request.out.with_suffix(".jsonl").name
+        raise FolderError(f"the name of a manifest ends in .jsonl, got {request.out.name}; name it {name}")
     if request.out.exists() and not request.out.is_file():
         raise FolderError(f"{request.out} is no regular file; name a file for the manifest")
+    for place in (request.out.parent, masks):
+        check_outside(place, [root for root in request.roots if root.is_dir()])
     for root in request.roots:
-        if root.is_dir() and place.is_relative_to(root.resolve()):
-            raise FolderError(
-                f"{request.out} would lie in {root}, among the scans, which are read with all that lies below them; "
-                "name a file outside"
-            )
-        if root.is_file() and request.out.exists() and root.resolve() == request.out.resolve():
-            raise FolderError(f"{request.out} is an input; name another file for the manifest")
+        for file in (request.out, rest):
+            if root.is_file() and file.exists() and root.samefile(file):
+                raise FolderError(f"{file} is an input; name another file for the manifest")
+    if not _is_list(rest):
+        check_untaken([rest], "pair")
+
+
+def _is_list(path: Path) -> bool:
+    """Whether a file is what `pair` writes of what it has left out: names by reason."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return all(isinstance(name, str) for names in found.values() for name in names)
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        return False

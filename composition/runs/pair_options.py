@@ -12,6 +12,7 @@ from sd21.words import one_line, shown
 
 from ..datasets import DATASETS
 from ..datasets.folders import read_folder
+from ..scans.errors import DatasetError
 from .columns import SPLITS
 from .pair import SPLIT_BY, PairRequest
 
@@ -60,6 +61,8 @@ def request_of(options: argparse.Namespace) -> PairRequest:
     """Read the scans that the options name. Raises ValueError for options that do not go together, and DatasetError for
     folders that are not what they should be."""
     folders = {name: getattr(options, name) for name in ("backgrounds", "objects", "object_masks")}
+    if options.split_by == "patient" and not options.split:
+        raise ValueError("--split-by patient is there without --split; give the splits, as --split train=0.8,test=0.2")
     published = [name for name in DATASETS if getattr(options, name) is not None]
     own = [f"--{name.replace('_', '-')}" for name, value in folders.items() if value is not None]
     names = ", ".join(f"--{name}" for name in DATASETS)
@@ -83,6 +86,13 @@ def request_of(options: argparse.Namespace) -> PairRequest:
             label=options.label,
         )
         roots = tuple(path for path in folders.values() if path is not None)
+        for path, some, what in (
+            (options.objects, dataset.objects, "scan with a mask"),
+            (options.backgrounds, dataset.backgrounds, "tumour-free scan"),
+        ):
+            if not some:
+                why = f"; left out:\n{dataset.left_out}" if dataset.left_out.names else ""
+                raise DatasetError(f"{path} holds no {what} that can be used{why}")
     wanted = ("count", "seed", "out", "prompt", "split", "split_by", "patient")
     return PairRequest(dataset, roots, **{name: getattr(options, name) for name in wanted})
 

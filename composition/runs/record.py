@@ -18,8 +18,9 @@ from pathlib import Path
 import torch
 
 from sd21.command import REFUSED, memory_told, out_of_memory
-from sd21.files import irregular, json_lines, write_text
-from sd21.words import one_line
+from sd21.files import irregular, json_lines, write_json, write_text
+from sd21.folders import FolderError
+from sd21.words import one_line, shown
 from solvers import InversionError
 
 from ..methods import Composition
@@ -132,3 +133,29 @@ def read_kept(path: Path, asked: dict) -> dict | None:
         return None
     same = isinstance(found, dict) and all(name in found and found[name] == value for name, value in asked.items())
     return found if same else None
+
+
+def hold_to(path: Path, asked: dict) -> None:
+    """Write down what the results in a file's folder depend on, and compare it with what an earlier run has written.
+
+    asked: JSON values. To one that is an object a later run may add names, and those of earlier runs stay. Raises
+    FolderError, naming what differs, for another request than the earlier one.
+    """
+    both = read_kept(path, {}) or {}
+    for name, value in asked.items():
+        if isinstance(value, dict) and isinstance(both.get(name), dict):
+            _check_held(path, both[name], value, f"{name}: ")
+            both[name] |= value
+        else:
+            _check_held(path, both, {name: value})
+            both[name] = value
+    write_json(path, both)
+
+
+def _check_held(path: Path, old: dict, new: dict, of: str = "") -> None:
+    for name in new:
+        if name in old and new[name] != old[name]:
+            raise FolderError(
+                f"{path.parent} holds another experiment, see {path.name} in it: {of}{name} was {shown(old[name])} and "
+                f"is {shown(new[name])} now; name another folder"
+            )

@@ -102,6 +102,14 @@ def check_apart(inputs: Iterable[Path], outputs: Iterable[Path]) -> None:
             )
 
 
+def check_outside(results: Path, folders: Iterable[Path]) -> None:
+    """Raises FolderError where results would lie in a folder of scans or below it: the next run would read them, as
+    folders are read with all that lies below them."""
+    for folder in folders:
+        if results.resolve().is_relative_to(folder.resolve()):
+            raise FolderError(f"the results in {results} would lie among the scans of {folder}; name another folder")
+
+
 def _identity(path: Path) -> tuple[int, int]:
     found = os.stat(path)
     return found.st_dev, found.st_ino

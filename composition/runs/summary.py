@@ -20,7 +20,7 @@ class Summary:
     reused: backgrounds and objects that had been inverted before; saved_rows: the rows through the UNet that this
         spared.
     composed: compositions made now, of the written and the refused; seconds: the time that all rows together took now.
-    columns: the rows' own, by name.
+    columns: the rows' own, by name. notes: what else a user should know of the data set, a line each.
     The rest is of all rows in metadata.jsonl. labels: for every measure of LabelTruth its median, least and greatest
         value, and how many rows have none; no entry where no row has one.
     enlarged: rows whose window was enlarged; shrunk: rows that the network saw at less than half of their resolution.
@@ -39,6 +39,7 @@ class Summary:
     composed: int
     seconds: float
     columns: tuple[str, ...]
+    notes: tuple[str, ...]
     labels: dict[str, dict[str, float]]
     enlarged: int
     shrunk: int
@@ -68,7 +69,7 @@ class Summary:
         if self.composed:
             rate = f", {3600 * self.composed / self.seconds:.0f} an hour" if self.seconds else ""
             text += f"\nNow: {self.composed} composites in {self.seconds:.0f} s{rate}"
-        return text
+        return "\n".join([text, *self.notes])
 
 
 def can_be_summed_up(entry: dict) -> bool:

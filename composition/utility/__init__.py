@@ -3,6 +3,7 @@ composites of their tumours, and is scored on scans that it has not seen.
 
     OUT/runs/N/ARM/SEED.json    one training: the scores of every test scan, and the curves; a training is done when it
                                 is there
+    OUT/asked.json              how all trainings are done, and what scans there are, which no later run may change
     OUT/drawn.json              the real scans that each seed draws, by file and SHA-256, and the composites of each arm
     OUT/results.csv             every arm, N, seed and test scan
     OUT/table.md, table.json    means, their spread over the seeds, and the paired intervals over the test scans

@@ -16,7 +16,7 @@ from ..scans.errors import DatasetError
 from .data import Case
 
 REAL, TUMOUR_FREE, MORE, ALONE = "real", "real + tumour-free", "+ more real", "{} alone"
-FEWEST = 2  # the share of the composites asked for, 1 / FEWEST, below which an arm would not be what it is called
+LEAST_SHARE = 1 / 2  # of the composites asked for; with fewer an arm would not be what it is called
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,8 +60,9 @@ def arms_of(
 ) -> tuple[list[Arm], dict]:
     """The arms for N = size and this seed, and a description of them for the record.
 
-    per_scan: how many composites an arm has for each real scan, at most; all arms have as many as the poorest of
-    `names`, the composites that are to be used. alone: names of composites that are also learnt from alone.
+    per_scan: how many composites an arm has for each real scan, at most. All arms with composites have them of the same
+    of these scans, and as many of each, which is what all of `names`, the composites that are to be used, can give.
+    alone: names of composites that are also learnt from alone.
     Raises DatasetError if the pool has fewer than `size` scans, or a name too few composites of those drawn.
     """
     drawn = ranked(material, seed)
@@ -71,15 +72,20 @@ def arms_of(
             "or ask for a smaller size"
         )
     real, rest = drawn[:size], drawn[size:]
-    found = {name: composites_of(material.composites[name], real) for name in names}
+    of_drawn = {name: composites_of(material.composites[name], real) for name in names}
+    shared = Counter({case.sha256: per_scan * size for case in real})
+    for composites in of_drawn.values():
+        shared &= Counter(case.object_sha256 for case in composites)  # the lesser number of each
+    found = {name: composites_of(composites, real, shared) for name, composites in of_drawn.items()}
     wanted = per_scan * size
-    for name, composites in found.items():
-        if len(composites) * FEWEST < wanted:
+    for name, composites in of_drawn.items():
+        if min(len(composites), shared.total()) < LEAST_SHARE * wanted:
             raise DatasetError(
-                f"{name} has {len(composites)} composites of the {size} scans that seed {seed} draws, and {wanted} are "
-                f"asked for ({per_scan} for each); compose more of the scans in drawn.json, or lower --per-scan"
+                f"{name} has {len(composites)} composites of the {size} scans that seed {seed} draws, of which all "
+                f"have {shared.total()} in common, and {wanted} are asked for ({per_scan} for each); compose more of "
+                "the scans in drawn.json, or lower --per-scan"
             )
-    count = min([wanted, *map(len, found.values())])
+    count = min(wanted, shared.total())
     chosen = {name: composites[:count] for name, composites in found.items()}
     free, more = material.tumour_free, rest[:count]
     arms = [Arm(REAL, real, [], [])]
@@ -92,19 +98,23 @@ def arms_of(
         "seed": seed,
         "real": [{"file": case.name, "sha256": case.sha256} for case in real],
         "more_real": len(more),
-        "composites_of_them": {name: len(composites) for name, composites in found.items()},
+        "composites_of_them": {name: len(composites) for name, composites in of_drawn.items()},
+        "composed": len(+shared) if names else 0,
         "composites_used": count if names else 0,
     }
     return arms, told
 
 
-def composites_of(composites: list[Case], real: list[Case]) -> list[Case]:
+def composites_of(composites: list[Case], real: list[Case], at_most: Counter | None = None) -> list[Case]:
     """The composites whose object comes from one of these scans: the first of each scan, then the second of each, and
-    so on, so that the beginning of the list has all scans equally often."""
+    so on, so that the beginning of the list has all scans equally often.
+
+    at_most: how many of each scan, by the hash of its file; None for all.
+    """
     place = {case.sha256: number for number, case in enumerate(real)}
     seen, order = Counter(), []
     for case in composites:
-        if case.object_sha256 in place:
+        if case.object_sha256 in place and (at_most is None or seen[case.object_sha256] < at_most[case.object_sha256]):
             order.append((seen[case.object_sha256], place[case.object_sha256], case))
             seen[case.object_sha256] += 1
     return [case for _, _, case in sorted(order, key=lambda one: one[:2])]

@@ -75,7 +75,7 @@ def _add_arms(parser: argparse.ArgumentParser) -> None:
     )
     arms.add_argument(
         "--compared",
-        nargs="+",
+        nargs="*",
         metavar="NAME",
         help="the composites that the sizes after the first have (default: copy-paste and the first named)",
     )

@@ -18,7 +18,7 @@ from sd21.files import read_json_lines, sha256
 from sd21.words import shown
 
 from ..datasets import LeftOut
-from ..datasets.folders import TABLE, read_folder
+from ..datasets.folders import TABLE, is_labelled, read_folder
 from ..figures import eight_bit
 from ..scans.errors import DatasetError, ScanError
 from ..scans.images import read_mask, read_scan, split_slice
@@ -50,7 +50,7 @@ def read_labelled(folder: Path, side: int, left_out: LeftOut) -> list[Case]:
 
     What cannot be used is added to left_out. Raises DatasetError for a folder that is not there or holds none.
     """
-    if (folder / TABLE).is_file():
+    if is_labelled(folder):
         return read_composites(folder, side, left_out)
     found = read_folder(folder, name="real", prompt="")
     left_out.add_all(found.left_out)
@@ -82,6 +82,8 @@ def read_composites(folder: Path, side: int, left_out: LeftOut) -> list[Case]:
         entries = read_json_lines(records)
         made_of = [[entry["inputs"][role]["sha256"] for role in ("object", "background")] for entry in entries]
         files = [(folder / entry["file_name"], folder / entry["mask_file_name"]) for entry in entries]
+        if not all(isinstance(digest, str) for digests in made_of for digest in digests):
+            raise TypeError("a sha256 is no text")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DatasetError(
             f"{records} is not as `batch` writes it ({shown(error)}); run the batch again, or name another folder"

@@ -5,13 +5,16 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from sd21.files import atomic, sha256
-from sd21.folders import owned
+import numpy as np
 
-from ..datasets import LeftOut
+from sd21.files import atomic, sha256
+from sd21.folders import FolderError, owned
+
+from ..datasets import Labelled, LeftOut
 from ..datasets.folders import read_folder
-from ..scans.errors import DatasetError
-from ..scans.images import split_slice, write_image
+from ..runs.request import check_outside
+from ..scans.errors import DatasetError, ScanError
+from ..scans.images import read_mask, split_slice, write_image
 from .arms import Material, ranked
 from .data import read_labelled, twins_of
 from .run import UtilityRequest
@@ -30,8 +33,10 @@ def write_drawn(request: UtilityRequest, out: Path) -> str:
     """Copy to `out` what the request draws of its real scans: NAME, and NAME_mask.png. A folder that
     holds them already stays as it is. Returns a line about it.
 
-    Raises DatasetError for a slice of a volume, which is no file to copy, and for names that differ in their suffixes.
+    Raises DatasetError for a slice of a volume, which is no file to copy, and for names that differ in their suffixes;
+    and FolderError for a folder that holds anything but these files, since `pair` would read it too.
     """
+    check_outside(out, request.folders)
     left_out = LeftOut()
     pool = read_labelled(request.real, request.training.side, left_out)
     material = Material(pool, twins_of(pool), [], {})
@@ -40,11 +45,31 @@ def write_drawn(request: UtilityRequest, out: Path) -> str:
     if len({one.path.stem for one in objects}) < len(objects):
         raise DatasetError(f"{request.real}: two scans are named alike but for their suffixes or folders; rename one")
     with owned(out):
+        _check_alone(objects, out)
         for one in objects:
             with atomic(out / one.path.name) as temporary:
                 shutil.copyfile(one.path, temporary)
-            write_image(out / f"{one.path.stem}_mask.png", one.mask)
+            write_image(_mask_of(one, out), one.mask)
     return f"{out}: {len(objects)} scans of {request.real}, with their masks"
+
+
+def _mask_of(one: Labelled, out: Path) -> Path:
+    return out / f"{one.path.stem}_mask.png"
+
+
+def _check_alone(objects: list[Labelled], out: Path) -> None:
+    """Raises FolderError for a file in the folder that is not one of those to be written, or differs from it."""
+    scans = {out / one.path.name: one for one in objects}
+    masks = {_mask_of(one, out): one for one in objects}
+    for path in sorted(path for path in out.iterdir() if not path.name.startswith(".")):
+        try:
+            same = (path in scans and sha256(path) == sha256(scans[path].path)) or (
+                path in masks and np.array_equal(read_mask(path), masks[path].mask)
+            )
+        except (ScanError, OSError):
+            same = False
+        if not same:
+            raise FolderError(f"{path} is none of the files that are drawn now; name an empty folder for them")
 
 
 def _hash(path: Path) -> str:

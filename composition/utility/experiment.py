@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -28,8 +29,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from sd21.command import Parser, folder, guarded
-from sd21.files import atomic, json_lines, read_json_lines, sha256, write_json, write_text
+from sd21.command import STEP, Parser, folder, guarded
+from sd21.files import atomic, json_lines, sha256, write_json, write_text
 from sd21.folders import owned
 from sd21.training import data
 
@@ -38,20 +39,23 @@ from ..datasets.drawing import unsuitable
 from ..datasets.folders import read_folder
 from ..datasets.rules import Rules
 from ..mini.pairs import held_out_part
-from ..runs.record import read_kept
+from ..runs import record
 from ..scans.images import write_image
 from ..settings import PAPER
+from . import log
+from .training import Training
 
 UNLIMITED = ["--min-contrast", "none", "--max-clipped", "none", "--min-cells", "none"]
 # How `pair` varies an object: everything that it offers, at ranges that leave it a tumour.
 VARIED = ["--place", "anywhere", "--size-jitter", "0.3", "--flip", "--rotate", "30", "--deform", "0.1"]
 VARIED += ["--contrast", "0.3"]
+COMPARED = ("ours", "copy-paste")
 TUMOUR_FREE = 60  # groups of near-duplicate tumour-free scans to learn from; the rest are for the tests
 POOL = {"busi": 160, "br35h": 112}  # groups of labelled scans to learn from
 
 
 @dataclass(frozen=True)
-class Line:
+class Kind:
     """A kind of composites: its pairs, "plain" or "varied", and the options of `batch`."""
 
     pairs: str
@@ -73,25 +77,25 @@ def _text(value: object) -> str:
     return "none" if value is None else str(value)
 
 
-LINES = {
-    "ours": Line("plain", []),
-    "ours-varied": Line("varied", []),
-    "copy-paste": Line("plain", ["--method", "copy-paste", *UNLIMITED]),
-    "copy-paste-varied": Line("varied", ["--method", "copy-paste", *UNLIMITED]),
-    "paper": Line("plain", [*_paper(), *UNLIMITED]),
-    "tf-icon": Line("plain", ["--method", "tf-icon", *UNLIMITED]),
-    "sdedit": Line("plain", ["--method", "sdedit", *UNLIMITED]),
-    "blended": Line("plain", ["--method", "blended", *UNLIMITED]),
+KINDS = {
+    "ours": Kind("varied", []),
+    "copy-paste": Kind("varied", ["--method", "copy-paste", *UNLIMITED]),
+    "paper": Kind("varied", [*_paper(), *UNLIMITED]),
+    "tf-icon": Kind("varied", ["--method", "tf-icon", *UNLIMITED]),
+    "sdedit": Kind("varied", ["--method", "sdedit", *UNLIMITED]),
+    "blended": Kind("varied", ["--method", "blended", *UNLIMITED]),
+    "ours-unvaried": Kind("plain", []),  # what is left without the variation
 }
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    options = _options_of(arguments)
     name = "busi" if options.busi else "br35h"
     dataset = DATASETS[name].read(options.busi or options.br35h)
     work = options.out
     with owned(work):
-        _check_same(options, name, work)
+        log.read(work)  # for its errors
+        record.hold_to(work / "experiment.json", _asked(options, name))
         _share_out(dataset, options.pool or POOL[name], work / "scans")
         made = _compose(dataset, options, work)
         _step(_utility(options, work, made), options.ranks, work)
@@ -106,33 +110,43 @@ def _parser() -> argparse.ArgumentParser:
         which.add_argument(f"--{name}", type=Path, metavar="DIR", help=f"the folder of {published.title}")
     parser.add_argument("--out", required=True, type=folder, help="folder for everything")
     parser.add_argument("--model", default="mini", help="as for batch (default: %(default)s)")
-    parser.add_argument("--lines", nargs="+", choices=tuple(LINES), default=tuple(LINES), help="which composites")
-    compared = ("ours", "copy-paste")
-    about = "which of them all sizes have, and not the first alone (default: ours copy-paste)"
-    parser.add_argument("--compared", nargs="+", choices=tuple(LINES), default=compared, help=about)
+    parser.add_argument("--kinds", nargs="+", choices=tuple(KINDS), default=tuple(KINDS), help="which composites")
+    about = f"which of --kinds all sizes have, and not the first alone (default: {' and '.join(COMPARED)})"
+    parser.add_argument("--compared", nargs="*", metavar="KIND", help=about)
     parser.add_argument("--sizes", nargs="+", type=int, default=[16, 8, 32], metavar="N", help="as for utility")
     parser.add_argument("--seeds", nargs="+", type=int, default=[5, 3, 3], metavar="S", help="one for each size")
-    parser.add_argument("--per-scan", type=int, default=4, metavar="K", help="composites for each drawn scan")
+    parser.add_argument("--per-scan", type=int, default=8, metavar="K", help="composites for each drawn scan")
     parser.add_argument("--pool", type=int, metavar="P", help=f"groups of labelled scans to learn from ({POOL})")
-    parser.add_argument("--steps", type=int, default=500, help="of each training")
+    parser.add_argument("--steps", type=int, default=300, help="of each training")
     parser.add_argument("--ranks", type=int, default=1, help="processes that share each command's work out")
     return parser
 
 
-def _check_same(options: argparse.Namespace, name: str, work: Path) -> None:
-    """Raises ValueError where the folder holds an experiment of other scans or draws: its pairs would not fit."""
+def _options_of(arguments: list[str] | None) -> argparse.Namespace:
+    """The options, with the default of --compared: those of COMPARED that are among --kinds. Raises ValueError for what
+    `utility` would refuse when all is composed."""
+    options = _parser().parse_args(arguments)
+    if options.compared is None:
+        options.compared = [name for name in COMPARED if name in options.kinds]
+    if strange := [name for name in options.compared if name not in options.kinds]:
+        raise ValueError(
+            f"--compared names {strange[0]}, which is none of --kinds; got --kinds {' '.join(options.kinds)}"
+        )
+    Training(steps=options.steps)
+    return options
+
+
+def _asked(options: argparse.Namespace, name: str) -> dict:
+    """What no later run on the same folder may change: its pairs or trainings would not fit. Lines may be added."""
     asked = {"dataset": name, "pool": options.pool or POOL[name], "sizes": options.sizes, "seeds": options.seeds}
-    asked |= {"per_scan": options.per_scan, "compared": list(options.compared), "model": options.model}
-    path = work / "experiment.json"
-    if path.exists() and read_kept(path, asked) is None:
-        raise ValueError(f"{work} holds another experiment, see {path.name} in it; name another folder")
-    write_json(path, asked)
+    asked |= {"per_scan": options.per_scan, "steps": options.steps, "model": options.model}
+    return {**asked, "at_all_sizes": {kind: kind in options.compared for kind in options.kinds}}
 
 
 def _share_out(dataset: Dataset, pool: int, scans: Path) -> None:
     """Write the scans of each part, once."""
     asked = {"dataset": dataset.name, "pool": pool}
-    if read_kept(scans / "scans.json", asked) is not None:
+    if record.read_kept(scans / "scans.json", asked) is not None:
         return
     held_out = held_out_part(dataset, data.held_out_names())
     out_of_it = {*held_out.backgrounds, *(one.path for one in held_out.objects)}
@@ -176,35 +190,36 @@ def _rank(item: Path | Labelled) -> bytes:
 
 
 def _compose(dataset: Dataset, options: argparse.Namespace, work: Path) -> dict[str, Path]:
-    """Draw the pairs, and compose them by every line. Returns the composites' folders by name."""
+    """Draw the pairs, and compose them in every kind. Returns the composites' folders by name."""
     real = ["--real", str(work / "scans" / "real"), "--test", str(work / "scans" / "held-out"), "--draw-only"]
     sets = {"all": (options.sizes, options.seeds), "first": (options.sizes[:1], options.seeds[:1])}
     for name, (sizes, seeds) in sets.items():
-        if not (work / "drawn" / name).is_dir():
-            with atomic(work / "drawn" / name) as temporary:
-                several = ["--sizes", *map(str, sizes), "--seeds", *map(str, seeds)]
-                _step(["utility", *real, *several, "--out", str(temporary)], 1, work)
+        place = work / "drawn" / name
+        if not place.is_dir():
+            with atomic(place) as temporary:
+                command = ["utility", *real, "--sizes", *map(str, sizes), "--seeds", *map(str, seeds), "--quiet"]
+                _step([*command, "--out", str(temporary)], 1, work, told=[*command, "--out", str(place)])
     drawn = read_folder(work / "drawn" / "all", name=dataset.name, prompt=dataset.prompt).objects
     first = {sha256(path) for path in (work / "drawn" / "first").iterdir()}
     suited = sum(unsuitable(one.mask, Rules()) is None for one in drawn)  # which `pair` makes rows of
     backgrounds, count = work / "scans" / "tumour-free", options.per_scan * suited
     each = -(-2 * count // sum(1 for _ in backgrounds.iterdir()))  # twice as often as needed, for objects of any size
     folders = {}
-    for name in options.lines:
-        line = LINES[name]
-        manifest = work / "pairs" / f"{line.pairs}.jsonl"
+    for name in options.kinds:
+        kind = KINDS[name]
+        manifest = work / "pairs" / f"{kind.pairs}.jsonl"
         if not manifest.exists():
             # An object that has room in few backgrounds is made up for by others.
             limits = ["--count", str(count), "--per-object", str(options.per_scan + 2), "--per-background", str(each)]
             inputs = ["--backgrounds", str(backgrounds), "--objects", str(work / "drawn" / "all")]
-            place = VARIED if line.pairs == "varied" else ["--place", "anywhere"]
+            place = VARIED if kind.pairs == "varied" else ["--place", "anywhere"]
             command = ["pair", *inputs, *limits, *place, "--seed", "0", "--prompt", dataset.prompt]
             _step([*command, "--out", str(manifest)], 1, work)
         if name not in options.compared:
             manifest = _part(manifest, first)
         folders[name] = work / "composites" / name
         model = ["--model", options.model, "--cache", str(work / "inversions")]
-        command = ["batch", str(manifest), "--out", str(folders[name]), *model, *line.options]
+        command = ["batch", str(manifest), "--out", str(folders[name]), *model, *kind.options]
         _step(command, options.ranks, work, done=folders[name] / "metadata.jsonl")
     return folders
 
@@ -230,17 +245,18 @@ def _utility(options: argparse.Namespace, work: Path, folders: dict[str, Path]) 
     return [*command, "--out", str(work / "utility")]
 
 
-def _step(command: list[str], ranks: int, work: Path, done: Path | None = None) -> None:
+def _step(command: list[str], ranks: int, work: Path, done: Path | None = None, told: list[str] | None = None) -> None:
     """Run a command of this package, and write down how long it took. done: a file that tells that it came to its end,
-    though some of its rows failed. Raises ValueError where it did not."""
+    though some of its rows failed. told: the command as a user would type it, if that is another. Raises ValueError
+    where it did not come to its end."""
     launch = ["torch.distributed.run", "--nproc-per-node", str(ranks), "-m", "--"] if ranks > 1 else []
     begin = time.perf_counter()
-    code = subprocess.run([sys.executable, "-m", *launch, "composition", *command]).returncode
-    entry = {"command": shlex.join(command), "code": code, "seconds": round(time.perf_counter() - begin, 1)}
-    log = work / "commands.jsonl"
-    write_text(log, json_lines([*(read_json_lines(log) if log.exists() else []), entry]))
+    environment = os.environ | {STEP: "1"}
+    code = subprocess.run([sys.executable, "-m", *launch, "composition", *command], env=environment).returncode
+    line = shlex.join(command if told is None else told)
+    log.add(work, {"command": line, "code": code, "seconds": round(time.perf_counter() - begin, 1)})
     if code and not (done is not None and done.exists()):
-        raise ValueError(f"the step ended with the exit code {code}: {shlex.join(command)}; mend it and run again")
+        raise ValueError(f"the step ended with the exit code {code}: {line}; mend it and run again")
 
 
 if __name__ == "__main__":

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import re
 import time
+import warnings
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sd21.files import json_lines, read_json_lines, write_json, write_text
+from sd21.files import write_json, write_text
 from sd21.folders import check_untaken, left_locked
 
 from ..datasets import LeftOut
 from ..runs import record
 from ..runs.ranks import Ranks
+from ..runs.request import check_outside
 from ..scans.errors import DatasetError
-from . import plots, table
+from . import log, plots, table
 from .arms import MORE, TUMOUR_FREE, Arm, Material, arms_of
 from .data import Case, digest_of, read_composites, read_labelled, read_tumour_free, twins_of
 from .scoring import score
@@ -22,6 +25,7 @@ from .training import Training, check_extra, train
 
 RESULTS = ("results.csv", "table.md", "table.json", "bars.png", "curves.png", "drawn.json", "left_out.json")
 LOOKS = 10  # how often in a training the first part of its test scans is scored, for the curves; the last look counts
+LABELLED = "tumour-free scan that is a near-duplicate of a labelled one"
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 
 
@@ -46,8 +50,15 @@ class UtilityRequest:
 
     def __post_init__(self):
         for name in (*self.composites, *self.test):
-            if not re.fullmatch(NAME, name) or f"+ {name}" in (MORE, "+ tumour-free"):
+            if not re.fullmatch(NAME, name):
                 raise ValueError(f"the name {name!r} names an arm and a folder: letters, digits, '.', '_' and '-' only")
+            if f"+ {name}" in (MORE, "+ tumour-free"):
+                raise ValueError(f"the name {name!r} is taken by an arm that is there anyway; give another")
+        if self.composites and self.tumour_free is None:
+            raise ValueError(
+                "--composites takes --tumour-free too, the scans that they were made in, so that none of them is a "
+                "near-duplicate of a test scan; name that folder"
+            )
         for option, values in (("sizes", self.sizes), ("seeds", self.seeds), ("per-scan", (self.per_scan,))):
             if not values or min(values) < 1:
                 raise ValueError(f"--{option}: expected whole numbers from 1 up, got {values}")
@@ -60,6 +71,12 @@ class UtilityRequest:
                 raise ValueError(f"--{option} names {strange[0]}, which is none of --composites")
         if strange := [name for name in self.test_tumour_free if name not in self.test]:
             raise ValueError(f"--test-tumour-free names {strange[0]}, which is none of --test")
+
+    @property
+    def folders(self) -> list[Path]:
+        """All folders of scans."""
+        named = [*self.composites.values(), *self.test.values(), *self.test_tumour_free.values()]
+        return [self.real, *([self.tumour_free] if self.tumour_free else []), *named]
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,14 +97,16 @@ def run_utility(request: UtilityRequest, out: str | Path, command: str, *, quiet
     """
     out, begin = Path(out), time.perf_counter()
     check_extra()
-    _check_apart(request, out)
+    check_outside(out, request.folders)
     if not (left_locked(out) or (out / "drawn.json").exists()):
         check_untaken((out / name for name in RESULTS), "utility")
+    log.read(out)  # for its errors
     left_out = LeftOut()
     material, tests = read_all(request, left_out)
     ranks = Ranks(f"utility {out}")
-    with ranks.owning(out):
-        jobs, told = _jobs(request, material)
+    jobs, told = _jobs(request, material)
+    asked = _asked(request, material, tests)
+    with ranks.owning(out, prepare=lambda: record.hold_to(out / "asked.json", asked)):
         if ranks.rank == 0:
             write_json(out / "drawn.json", {"draws": told})
             write_json(out / "left_out.json", left_out.names)
@@ -97,24 +116,14 @@ def run_utility(request: UtilityRequest, out: str | Path, command: str, *, quiet
         if ranks.rank > 0:
             return None
         found = [record.read_kept(_file_of(out, size, arm, seed), {}) for arm, size, seed in jobs]
-        log = out / "commands.jsonl"
-        entry = {"command": command, "seconds": round(time.perf_counter() - begin, 1)}
-        write_text(log, json_lines([*(read_json_lines(log) if log.exists() else []), entry]))
+        log.add(out, {"command": command, "seconds": round(time.perf_counter() - begin, 1)})
         return _summed_up(found, told, request, tests, left_out, out)
-
-
-def _check_apart(request: UtilityRequest, out: Path) -> None:
-    """Raises DatasetError where results would lie among the scans, and be read as such the next time."""
-    more = [request.tumour_free] if request.tumour_free else []
-    named = [*request.composites.values(), *request.test.values(), *request.test_tumour_free.values()]
-    for folder in (request.real, *more, *named):
-        if out.resolve().is_relative_to(folder.resolve()):
-            raise DatasetError(f"the results in {out} would lie among the scans of {folder}; name another folder")
 
 
 def read_all(request: UtilityRequest, left_out: LeftOut) -> tuple[Material, list[TestScan]]:
     """Everything that the folders hold, without what would be on both sides: test scans that are near-duplicates of
-    scans to learn from, and composites in a background that is a test scan or none of the tumour-free scans."""
+    scans to learn from, and composites in a background that is a test scan or none of the tumour-free scans. Left out,
+    too, are tumour-free scans that are near-duplicates of labelled ones, as one of the two labels would be wrong."""
     side = request.training.side
     pool = read_labelled(request.real, side, left_out)
     free = read_tumour_free(request.tumour_free, side, left_out) if request.tumour_free else []
@@ -122,33 +131,71 @@ def read_all(request: UtilityRequest, left_out: LeftOut) -> tuple[Material, list
     parts += [(read_tumour_free, name, folder) for name, folder in request.test_tumour_free.items()]
     tests = [(case, name) for read, name, folder in parts for case in read(folder, side, left_out)]
     groups = twins_of([*pool, *free, *(case for case, _ in tests)])
-    learnt = set(groups[: len(pool) + len(free)])
-    kept, taken = [], set()
-    for (case, name), group in zip(tests, groups[len(pool) + len(free) :], strict=True):
-        if group in learnt:
-            left_out.add("test scan that is a near-duplicate of one to learn from", case.name)
-        elif case.content in taken:
-            left_out.add("test scan of an earlier part", case.name)
-        else:
-            taken.add(case.content)
-            kept.append(TestScan(case, name, group))
-    for name in request.test:
-        if not any(test.part == name and test.case.mask.any() for test in kept):
-            raise DatasetError(
-                f"no labelled scan of the test scans {name} is left that is no near-duplicate of a scan to learn from"
-            )
-    allowed, composites = {case.sha256 for case in free}, {}
+    learnt, of_tests = set(groups[: len(pool) + len(free)]), groups[len(pool) + len(free) :]
+    free = _without_labelled(free, groups[len(pool) :], set(groups[: len(pool)]), left_out)
+    if request.tumour_free and not free:
+        raise DatasetError(f"{request.tumour_free}: every scan is a near-duplicate of a labelled one of {request.real}")
+    kept = _kept_tests(tests, of_tests, learnt, request, left_out)
+    allowed, tested, composites = {case.sha256 for case in free}, {test.case.sha256 for test in kept}, {}
     for name, folder in request.composites.items():
         composites[name] = []
         for case in read_composites(folder, side, left_out):
-            if case.background_sha256 in {test.case.sha256 for test in kept}:
+            if case.background_sha256 in tested:
                 raise DatasetError(f"{folder}: {case.name} lies in a test scan; compose in other backgrounds")
-            if allowed and case.background_sha256 not in allowed:
+            if case.background_sha256 not in allowed:
                 left_out.add(f"{name}: composite in a scan that is none of --tumour-free", case.name)
             else:
                 composites[name].append(case)
     # By the pool alone, as --draw-only has it: another scan may be a near-duplicate of two that are none of each other.
     return Material(pool, twins_of(pool), free, composites), kept
+
+
+def _without_labelled(free: list[Case], groups: list[int], labelled: set[int], left_out: LeftOut) -> list[Case]:
+    """The tumour-free scans whose group, in the order of the scans, is none of the labelled ones."""
+    kept = []
+    for case, group in zip(free, groups, strict=False):
+        if group in labelled:
+            left_out.add(LABELLED, case.name)
+        else:
+            kept.append(case)
+    return kept
+
+
+def _kept_tests(
+    tests: list[tuple[Case, str]], groups: list[int], learnt: set[int], request: UtilityRequest, left_out: LeftOut
+) -> list[TestScan]:
+    """The test scans that can be used. Raises DatasetError where a part of them is left without a labelled one."""
+    labelled = {group for (case, _), group in zip(tests, groups, strict=True) if case.mask.any()}
+    kept, taken, why = [], set(), Counter()
+    for (case, name), group in zip(tests, groups, strict=True):
+        if group in learnt:
+            reason = "test scan that is a near-duplicate of one to learn from"
+        elif not case.mask.any() and group in labelled:
+            reason = LABELLED
+        elif case.content in taken:
+            reason = "test scan of an earlier part"
+        else:
+            taken.add(case.content)
+            kept.append(TestScan(case, name, group))
+            continue
+        left_out.add(reason, case.name)
+        why[name, reason] += 1
+    for name in request.test:
+        if not any(test.part == name and test.case.mask.any() for test in kept):
+            told = "; ".join(f"{count} x {reason}" for (part, reason), count in why.items() if part == name)
+            raise DatasetError(f"no labelled scan of the test scans {name} is left: {told or 'there is none'}")
+    return kept
+
+
+def _asked(request: UtilityRequest, material: Material, tests: list[TestScan]) -> dict:
+    """What all of a folder's results have in common: sizes, seeds and composites may be added later."""
+
+    def told(parts: dict[str, list[Case]]) -> dict[str, list]:
+        return {name: [len(some), digest_of(some)[:16]] for name, some in parts.items()}
+
+    scans = {"real": material.pool, "tumour-free": material.tumour_free, "test": [test.case for test in tests]}
+    asked = {**asdict(request.training), "per-scan": request.per_scan}
+    return {**asked, "scans": told(scans), "composites": told(material.composites)}
 
 
 def _jobs(request: UtilityRequest, material: Material) -> tuple[list[tuple[Arm, int, int]], list[dict]]:
@@ -183,14 +230,17 @@ def _train_one(arm: Arm, size: int, seed: int, training: Training, tests: list[T
         "versions": _versions(),
     }
     path = _file_of(out, size, arm, seed)
-    if record.read_kept(path, asked) is not None:
+    found = record.read_kept(path, asked)
+    if found is not None and _is_whole(found, training, tests):
         return
-    losses, curve, scores = [], [], []
+    if found is not None:
+        warnings.warn(f"{path} is damaged and will be made again", stacklevel=2)
+    looks, losses, curve, scores = _looks(training), [], [], []
     begin = time.perf_counter()
 
     def look(step: int, loss: float, predict) -> None:
         losses.append(loss)
-        if step % max(1, training.steps // LOOKS) and step != training.steps:
+        if step not in looks:
             return
         last = step == training.steps
         some = cases if last else first
@@ -206,6 +256,28 @@ def _train_one(arm: Arm, size: int, seed: int, training: Training, tests: list[T
         for test, one in zip(tests, scores, strict=True)
     ]
     write_json(path, {**asked, **_cost(begin), "curve": curve, "scores": rows})
+
+
+def _looks(training: Training) -> list[int]:
+    """The steps after which a training is looked at; the last of them all is one."""
+    every = max(1, training.steps // LOOKS)
+    return [step for step in range(1, training.steps + 1) if step % every == 0 or step == training.steps]
+
+
+def _is_whole(found: dict, training: Training, tests: list[TestScan]) -> bool:
+    """Whether the record of a training has all that tables and plots read of it."""
+    try:
+        numbers = [found["seconds"], found["threads"]]
+        numbers += [point[name] for point in found["curve"] for name in ("loss", "dice")]
+        for row, test in zip(found["scores"], tests, strict=True):
+            names = ("dice", "lesions", "found") if test.case.mask.any() else ("false_area", "false_any")
+            numbers += [row["group"], *(row[name] for name in names)]
+            if (row["test"], row["file"]) != (test.part, test.case.name) or not row.keys() <= {*table.COLUMNS}:
+                return False
+        looked = [point["step"] for point in found["curve"]]
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return False
+    return looked == _looks(training) and all(type(number) in (int, float) for number in numbers)
 
 
 def _cost(begin: float) -> dict[str, float | int]:
@@ -231,7 +303,7 @@ def _summed_up(
     write_text(out / "results.csv", table.csv_of(found))
     made = table.tabulate(found, told, [test.part for test in tests])
     write_json(out / "table.json", made)
-    text = table.markdown(made, asdict(request.training), left_out, read_json_lines(out / "commands.jsonl"))
+    text = table.markdown(made, asdict(request.training), left_out, log.read(out))
     write_text(out / "table.md", text)
     plots.bars(made, out / "bars.png")
     plots.curves([one for one in found if one["size"] == request.sizes[0]], out / "curves.png")

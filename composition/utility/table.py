@@ -2,21 +2,22 @@
 
 A difference of two arms is taken scan by scan, each scan's mean over the seeds, so that what is hard about a scan
 cancels. Its interval is the percentile bootstrap over the test scans, drawn by whole groups of near-duplicates. A
-second interval draws the seeds as well, and is what another five draws of real scans might give.
+second interval holds the spread over the seeds as well, each of which draws other real scans: the half width of the t
+interval over the means of the seeds, and that of the scans, added up as squares. Two or three seeds say little of
+others, so that it is wide. One seed has no such interval.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 
 import numpy as np
 
 from ..datasets import LeftOut
+from ..metrics.intervals import LEVEL, RESAMPLES, drawn_groups, ends, of_components
+from ..tables import csv_text, markdown_head, markdown_line
 from .arms import REAL
 
-LEVEL, RESAMPLES, SEED = 0.95, 10_000, 0
 PASTED = "+ copy-paste"  # of composites whose name begins so, differences are told too
 COLUMNS = (
     "arm",
@@ -36,33 +37,26 @@ COLUMNS = (
 
 def csv_of(found: Sequence[dict]) -> str:
     """A line for every arm, size, seed and test scan."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for one in found:
-        for row in one["scores"]:
-            writer.writerow({"arm": one["arm"], "size": one["size"], "seed": one["seed"], **row})
-    return text.getvalue()
+    rows = ({name: one[name] for name in ("arm", "size", "seed")} | row for one in found for row in one["scores"])
+    return csv_text(COLUMNS, rows)
 
 
-def interval(differences: np.ndarray, groups: Sequence[int], *, seeds: bool) -> tuple[float, float]:
-    """The interval of the mean difference at LEVEL; the same every time.
+def intervals(differences: np.ndarray, groups: Sequence[int]) -> tuple[tuple[float, float], tuple[float, float] | None]:
+    """The two intervals of the mean difference at LEVEL: over the scans, and over scans and seeds.
 
-    differences: (seeds, scans). groups: of the scans; they are drawn with replacement as wholes. seeds: whether the
-    seeds are drawn too.
+    differences: (seeds, scans). groups: of the scans, which are drawn as wholes. The second interval is None for one
+    seed, which says nothing of others.
     """
     names, number = np.unique(np.asarray(groups), return_inverse=True)
-    sums = np.stack([np.bincount(number, row, len(names)) for row in differences])  # (seeds, groups)
-    counts = np.bincount(number, minlength=len(names))
-    draw = np.random.default_rng(SEED)
-    weights = draw.multinomial(len(names), np.full(len(names), 1 / len(names)), RESAMPLES)
-    if seeds:
-        of_seeds = draw.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), RESAMPLES) / len(sums)
-        totals = np.einsum("rs,sg,rg->r", of_seeds, sums, weights, optimize=True)
-    else:
-        totals = weights @ sums.mean(axis=0)
-    low, high = np.quantile(totals / (weights @ counts), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
+    sums = np.bincount(number, differences.mean(axis=0), len(names))
+    weights = drawn_groups(len(names))
+    resampled = (weights @ sums) / (weights @ np.bincount(number))
+    count = len(differences)
+    if count == 1:
+        return ends(resampled), None
+    of_seeds = float(differences.mean(axis=1).var(ddof=1)) / count
+    parts = [(of_seeds, count - 1)] + [(float(resampled.var()), len(names) - 1)] * (len(names) > 1)
+    return ends(resampled), of_components(float(differences.mean()), parts)
 
 
 def tabulate(found: Sequence[dict], told: Sequence[dict], parts: Sequence[str]) -> dict:
@@ -111,10 +105,11 @@ def _block(size: int, part: str, arms: dict[str, list[dict]]) -> dict:
 
 def _difference(one: np.ndarray, other: np.ndarray, groups: list[int]) -> dict:
     differences = one - other
+    over_scans, over_both = intervals(differences, groups)
     return {
         "mean": float(differences.mean()),
-        "interval": interval(differences, groups, seeds=False),
-        "interval_with_seeds": interval(differences, groups, seeds=True),
+        "interval": over_scans,
+        "interval_with_seeds": over_both,
         "by_seed": differences.mean(axis=1).tolist(),
     }
 
@@ -134,8 +129,9 @@ def markdown(made: dict, training: dict, left_out: LeftOut, commands: list[dict]
             f"## N = {block['size']}, {block['test']}",
             "",
             f"{block['scans']} test scans with a tumour in {block['groups']} groups of near-duplicates, "
-            f"{block['tumour_free']} without. Composites: {_range(draws, 'composites_used')}; more real scans: "
-            f"{_range(draws, 'more_real')}.",
+            f"{block['tumour_free']} without. Composites: {_range(draws, 'composites_used')}, "
+            f"of {_range(draws, 'composed')} of the {block['size']} scans, as `pair` left the others out; "
+            f"more real scans: {_range(draws, 'more_real')}.",
             "",
         ]
         references = [
@@ -143,12 +139,12 @@ def markdown(made: dict, training: dict, left_out: LeftOut, commands: list[dict]
         ]
         heads = ["arm", "Dice", "by seed", *(f"less {name.removeprefix('+ ')}" for name in references)]
         heads += ["lesions found", "false area", "scans with any"]
-        text += [_line(heads), _line(["---"] * len(heads))]
+        text += markdown_head(heads)
         for line in block["lines"]:
             differences = [_told(line["less"].get(name)) for name in references]
             seeds = ", ".join(f"{value:.3f}" for value in line["dice_by_seed"])
             share = [_percent(line[name]) for name in ("sensitivity", "false_area", "false_any")]
-            text.append(_line([line["arm"], f"{line['dice']:.3f}", seeds, *differences, *share]))
+            text.append(markdown_line([line["arm"], f"{line['dice']:.3f}", seeds, *differences, *share]))
         text.append("")
     text += [f"- {note}" for note in _notes(made, training)]
     text += [f"- Left out: {line}" for line in str(left_out).splitlines()]
@@ -161,10 +157,16 @@ def _notes(made: dict, training: dict) -> list[str]:
     return [
         f"Dice is the mean over test scans and seeds. Differences are paired by scan and seed, with their "
         f"{made['level']:.0%} interval of {made['resamples']} bootstrap resamples over groups of near-duplicate test "
-        "scans; in brackets after it the interval over seeds too.",
+        "scans; in brackets after it the interval over seeds too, by Student's t over the means of the seeds, which a "
+        "single seed does not have.",
         f"Every arm: {training['steps']} steps of {batch} scans, {training['side']} x {training['side']} pixels. Where "
         f"an arm adds something, {batch - added} scans of each batch are real and {added} are added"
         + (f", of which {negatives} are tumour-free scans where composites are added" if negatives else "")
+        + (
+            f", in the first {training['until']:.0%} of the steps, and then all are real"
+            if training["until"] < 1
+            else ""
+        )
         + "; more real scans are drawn like the first N. All arms of a seed have the same N scans and begin with the "
         "same weights.",
         f"A training took {made['seconds'][len(made['seconds']) // 2]:.0f} s in the median, on "
@@ -177,8 +179,11 @@ def _notes(made: dict, training: dict) -> list[str]:
 def _told(difference: dict | None) -> str:
     if difference is None:
         return "–"
-    (low, high), (least, most) = difference["interval"], difference["interval_with_seeds"]
-    return f"{difference['mean']:+.3f} [{low:+.3f}, {high:+.3f}] ([{least:+.3f}, {most:+.3f}])"
+    over_scans, over_both = (
+        "–" if two is None else f"[{two[0]:+.3f}, {two[1]:+.3f}]"
+        for two in (difference["interval"], difference["interval_with_seeds"])
+    )
+    return f"{difference['mean']:+.3f} {over_scans} ({over_both})"
 
 
 def _range(draws: list[dict], name: str) -> str:
@@ -188,7 +193,3 @@ def _range(draws: list[dict], name: str) -> str:
 
 def _percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f} %"
-
-
-def _line(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"

@@ -170,4 +170,6 @@ def test_the_readmes_comparison_of_inversions_is_six_lines(capsys):
     errors = {name: error for name, error, _ in (line.split() for line in printed)}
     assert list(errors) == list(INVERSIONS)
     assert errors.pop("naive-unmeasured") == "nan"
-    assert all(0 < float(error) < 0.1 for error in errors.values())
+    for name, error in errors.items():
+        # The exact ones meet the tolerance that the README asks for; the drawn states of "ddpm" are those of no run.
+        assert 0 < float(error) < (1e-2 if INVERSIONS[name].exact else 0.2 if INVERSIONS[name].trajectory else 1)

@@ -64,7 +64,7 @@ class Bench:
         error: |denoise(x[start]) - x0| / |x0|, from x[start] alone. reported: what the method's report says of it.
         own, one_state: the same through the sampler that the method inverts, with all that it keeps, and from x[start]
         alone; None where it inverts the run's own. converged: error <= tolerance. rows, sweeps, residuals: of the
-        report. kept: latents that the method keeps for its way back. states: the relative errors of x[1..start]; None
+        report. shape: (C, h, w) of the latent. kept: latents that the method keeps for its way back. states: the relative errors of x[1..start]; None
         where nobody knows the true ones, and for states that are no trajectory. reference: why they are unknown.
         noise: the measures of `whiteness`; None below the noise end. swap_psnr, swap_change: of `Swap`.
         machine: seconds, the naive inversion's seconds in the same process, and peak_bytes.
@@ -84,6 +84,7 @@ class Bench:
             "rows": report.rows,
             "sweeps": report.sweeps,
             "residuals": list(report.residuals),
+            "shape": list(self.problem.x0.shape[1:]),
             "kept": _latents(inversion.kept, self.problem.x0),
             "states": self._states(inversion.states[1:, 0]) if entry.trajectory else None,
             "reference": None if self.problem.truth is not None else self._reference[1],

@@ -88,7 +88,15 @@ def items_of(
     scans = [(one, one.number, one.text) for one in chosen]
     scans += [(None, number, text or texts[number % len(texts)]) for number in range(generated)]
     return [
-        Item(one, number, prompt, scale, start, fits, None if prompt == "text" and (swap or fits) == fits else swap or fits)
+        Item(
+            one,
+            number,
+            prompt,
+            scale,
+            start,
+            fits,
+            None if prompt == "text" and (swap or fits) == fits else swap or fits,
+        )
         for one, number, fits in scans
         for prompt in prompts
         for scale in scales
@@ -166,14 +174,7 @@ class Maker:
         noise = torch.randn(1, *self.latent_shape, generator=generator)
         dtype = torch.float64 if self.model.dtype == torch.float64 else torch.float32
         x = noise.to(self.model.device, dtype)
-        for i, x in sample_states(x, self.grid, self.solver, x0_fn):
-            if i == item.start:
-                break
-        states = [x for _, x in sample_states(x, run, self.solver, x0_fn)]
+        whole = sample(x, self.grid, self.solver(self.grid), x0_fn)
+        begin = next(state for i, state, _ in whole if i == item.start)
+        states = [state for _, state, _ in sample(begin, run, self.solver(run), x0_fn)]
         return states[-1], torch.cat(states[-2::-1])
-
-
-def sample_states(x: Tensor, grid: Grid, solver: Solver, x0_fn: X0Fn):
-    """(i, x[i]) of the run from x[grid.steps] = x down to 0."""
-    for i, state, _ in sample(x, grid, solver(grid), x0_fn):
-        yield i, state

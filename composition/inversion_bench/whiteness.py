@@ -1,4 +1,4 @@
-"""This module says how far a latent is from white noise, which a state at the noise end would be if no image were in it.
+"""This module says how far a latent is from white noise, which x[T] would be if it held nothing of an image.
 
 The nearer x[T] is to white noise, the more freely another prompt can make something else of it (Parmar et al.,
 "Zero-shot Image-to-Image Translation", arXiv:2302.03027, SIGGRAPH 2023, measure and enforce it in their inversion).
@@ -61,9 +61,7 @@ def _neighbours(x: Tensor) -> float | None:
 
 def _channels(x: Tensor) -> float | None:
     centred = x.flatten(1) - x.flatten(1).mean(dim=1, keepdim=True)
-    found = [
-        _correlation(centred[one], centred[other]) for one in range(len(x)) for other in range(one + 1, len(x))
-    ]
+    found = [_correlation(centred[one], centred[other]) for one in range(len(x)) for other in range(one + 1, len(x))]
     if not found or None in found:
         return None
     return sum(map(abs, found)) / len(found)

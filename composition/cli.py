@@ -244,10 +244,10 @@ COMMANDS = {
     ),
     "inversions": (
         "all inversions on one bench: error against rows, seconds and memory",
-        "Invert scans by every method of solvers.INVERSIONS, measure all of them in the same way, and say which of them "
-        "reaches a tolerance at the fewest rows through the network. Real scans and the model's own samples stay apart. The "
-        "same command resumes a run that was killed. Under torchrun, as for batch, several processes share the "
-        "problems out.",
+        "Invert scans by every method of solvers.INVERSIONS, measure all of them in the same way, and say which of "
+        "them reaches a tolerance at the fewest rows through the network. Real scans and the model's own samples stay "
+        "apart. The same command resumes a run that was killed; with more methods it adds to one that is done. Under "
+        "torchrun, as for batch, several processes share the problems out.",
         _add_inversions,
     ),
 }

@@ -22,6 +22,7 @@ from ..metrics.fidelity import psnr
 from ..model import Model
 
 MEASURES = ("swap_psnr", "swap_change")
+NOTHING = 1e-9  # the share of a cell that rounding may find in it
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no plain equality
@@ -58,5 +59,5 @@ class Swap:
     def _outside(self, like: Tensor) -> Tensor:
         """Where nothing of the tumour is, bool (h, w) of this tensor; everywhere where the tumour leaves nothing."""
         size = tuple(like.shape[2:])
-        outside = torch.ones(size, dtype=torch.bool) if self.mask is None else latent_shares(self.mask, size) == 0
+        outside = torch.ones(size, dtype=torch.bool) if self.mask is None else latent_shares(self.mask, size) < NOTHING
         return (outside if outside.any() else torch.ones_like(outside)).to(like.device)

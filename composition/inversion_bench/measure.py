@@ -20,9 +20,14 @@ from solvers.prediction import X0Fn
 
 from ..runs.record import told
 from ..settings import Settings
-from . import cost, whiteness
+from . import cost, editing, whiteness
 from .editing import Swap
 
+# What a cell holds, as `Bench.cell` describes it.
+FIGURES = (
+    *("error", "reported", "own", "one_state", "converged", "measured", "rows", "sweeps", "residuals", "shape", "kept"),
+    *("states", "reference", "noise", *editing.MEASURES, "machine"),
+)
 # What a method's rows and seconds are told as multiples of, and what a composition inverts with by default.
 UNIT, DEFAULT = "naive", Settings().inversion
 
@@ -63,9 +68,10 @@ class Bench:
 
         error: |denoise(x[start]) - x0| / |x0|, from x[start] alone. reported: what the method's report says of it.
         own, one_state: the same through the sampler that the method inverts, with all that it keeps, and from x[start]
-        alone; None where it inverts the run's own. converged: error <= tolerance. rows, sweeps, residuals: of the
-        report. shape: (C, h, w) of the latent. kept: latents that the method keeps for its way back. states: the relative errors of x[1..start]; None
-        where nobody knows the true ones, and for states that are no trajectory. reference: why they are unknown.
+        alone; None where it inverts the run's own. converged: error <= tolerance. measured: as in INVERSIONS.
+        rows, sweeps, residuals: of the report. shape: (C, h, w) of the latent. kept: latents that the method keeps for
+        its way back. states: the relative errors of x[1..start]; None where nobody knows the true ones, and for states
+        that are no trajectory. reference: why nobody knows them.
         noise: the measures of `whiteness`; None below the noise end. swap_psnr, swap_change: of `Swap`.
         machine: seconds, the naive inversion's seconds in the same process, and peak_bytes.
         Raises FloatingPointError for what is not finite.
@@ -113,7 +119,7 @@ class Bench:
             back = denoise(end, problem.grid, problem.solver(problem.grid), problem.x0_fn)
             found = {"error": distance(back, problem.x0)}
             found["noise"] = whiteness.whiteness(end[0]) if problem.noise_end else None
-            found |= {"swap_psnr": None, "swap_change": None} if problem.swap is None else problem.swap.measured(end)
+            found |= dict.fromkeys(editing.MEASURES) if problem.swap is None else problem.swap.measured(end)
             self._judged[key] = found
         return self._judged[key]
 

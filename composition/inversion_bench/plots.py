@@ -20,24 +20,31 @@ FAINT = 0.25
 
 
 def pareto(cells: Sequence[dict], default: str, path: Path) -> None:
-    """Error against rows: every scan faintly, the medians of each tolerance joined, and a ring around the default's."""
+    """Error against rows: every scan faintly, the medians of each tolerance joined, a ring around the default's, and
+    the front of the medians of methods that measure their error: none has both fewer rows and a smaller error."""
 
     def draw(axis, some: Sequence[dict], looks: dict[str, dict]) -> None:
         for method, look in looks.items():
             of_method = [cell for cell in some if cell["method"] == method]
-            points = [(cell["rows"], max(float(cell["error"]), FLOOR)) for cell in of_method]
-            axis.plot(*_columns(points), linestyle="none", alpha=FAINT, markersize=4, markeredgewidth=0, **look)
-            medians = []
-            for tolerance in dict.fromkeys(cell["tolerance"] for cell in of_method):
-                here = [point for point, cell in zip(points, of_method, strict=True) if cell["tolerance"] == tolerance]
-                medians.append(tuple(np.median(here, axis=0)))
+            axis.plot(
+                *_columns(list(map(_point, of_method))),
+                linestyle="none",
+                alpha=FAINT,
+                markersize=4,
+                markeredgewidth=0,
+                **look,
+            )
+            medians = _medians(of_method)
             axis.plot(*_columns(medians), linewidth=0.8, markersize=8, markeredgecolor="black", label=method, **look)
             if method == default:
                 ring = {"marker": "o", "markersize": 16, "fillstyle": "none", "color": "black", "linestyle": "none"}
                 axis.plot(*_columns(medians), label=f"{default}, the default", **ring)
+        axis.plot(*_columns(_front(some)), color="black", linewidth=0.8, linestyle="--", zorder=1, label="Pareto front")
         for tolerance in dict.fromkeys(cell["tolerance"] for cell in some):
             axis.axhline(tolerance, color="gray", linewidth=0.7, linestyle=":")
-        axis.set(xscale="log", yscale="log", xlabel="rows through the network", ylabel="round-trip error")
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.set(yscale="log", xlabel="rows through the network", ylabel="round-trip error")
 
     _panels(cells, path, draw, "Error through the unmodified sampler; every scan faintly, medians joined by tolerance")
 
@@ -57,6 +64,7 @@ def states(cells: Sequence[dict], default: str, path: Path) -> None:
                 axis.plot(i, line, color=colour, alpha=FAINT, linewidth=0.6)
             width = 2.5 if method == default else 1.2
             axis.plot(i, np.median(lines, axis=0), linewidth=width, markersize=4, label=method, **look)
+        axis.locator_params(axis="x", integer=True)
         axis.set(yscale="log", xlabel="i (0 is clean)", ylabel="relative error of x[i]")
 
     _panels(known, path, draw, f"Error of the states along the trajectory, at a tolerance of {least:g}")
@@ -79,6 +87,7 @@ def _panels(cells: Sequence[dict], path: Path, draw: Callable, title: str) -> No
     labels: dict[str, object] = {}
     for axis, key in zip(axes, keys, strict=False):
         draw(axis, [cell for cell in cells if tuple(cell[name] for name in BLOCK) == key], looks)
+        axis.minorticks_off()  # their labels overlap, and they take most of the time
         group, prompt, scale, start = key
         axis.set_title(f"{group}, {prompt}, scale {scale:g}, start {start}", fontsize=10)
         handles, names = axis.get_legend_handles_labels()
@@ -92,6 +101,29 @@ def _panels(cells: Sequence[dict], path: Path, draw: Callable, title: str) -> No
     figure.suptitle(title)
     with atomic(path) as temporary:
         figure.savefig(temporary, metadata={"Software": None})
+
+
+def _point(cell: dict) -> tuple[float, float]:
+    return cell["rows"], max(float(cell["error"]), FLOOR)
+
+
+def _medians(cells: Sequence[dict]) -> list[tuple[float, float]]:
+    """The median point of each tolerance."""
+    tolerances = dict.fromkeys(cell["tolerance"] for cell in cells)
+    return [tuple(np.median([_point(cell) for cell in cells if cell["tolerance"] == at], axis=0)) for at in tolerances]
+
+
+def _front(cells: Sequence[dict]) -> list[tuple[float, float]]:
+    """The corners of the staircase below and left of which no median point lies."""
+    methods = dict.fromkeys(cell["method"] for cell in cells if cell["measured"])
+    points = sorted(
+        point for method in methods for point in _medians([one for one in cells if one["method"] == method])
+    )
+    corners: list[tuple[float, float]] = []
+    for rows, error in points:
+        if not corners or error < corners[-1][1]:
+            corners += [(rows, corners[-1][1]), (rows, error)] if corners else [(rows, error)]
+    return corners
 
 
 def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:

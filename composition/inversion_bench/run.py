@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -22,9 +21,9 @@ from ..model import Model
 from ..runs import record
 from ..runs.ranks import Ranks
 from ..scans.errors import DatasetError
-from . import code, plots, table
+from . import code, cost, plots, table
 from .choices import Choices
-from .measure import DEFAULT, Bench, Problem
+from .measure import DEFAULT, FIGURES, Bench, Problem
 from .problems import PROMPTS, Item, Maker, items_of
 from .scans import FOLDER, choose
 
@@ -118,7 +117,7 @@ class Work:
         """Measure what is not measured yet of a task, one file for each cell. What fails is told in its file."""
         try:
             asked = self._asked(task)
-            lacking = [cell for cell in self.cells if "figures" not in self._kept(task, asked, *cell)]
+            lacking = [cell for cell in self.cells if not whole(self._kept(task, asked, *cell))]
             bench = Bench(task.make(), self.max_sweeps, self.reference) if lacking else None
         except Exception as error:  # as in batch: the others go on, whatever is wrong with one
             for cell in self.cells:
@@ -139,7 +138,7 @@ class Work:
             for method, tolerance in self.cells:
                 of = self._of(task, method, tolerance)
                 kept = record.read_kept(self.path(task, method, tolerance), of)
-                if kept and isinstance(kept.get("figures"), dict):
+                if whole(kept):
                     cells.append({**of, **kept["figures"]})
                 else:
                     errors.append({**of, "error": (kept or {}).get("error", "the cell is damaged; run again")})
@@ -154,6 +153,12 @@ class Work:
     def _kept(self, task: Task, asked: dict, method: str, tolerance: float) -> dict:
         of = {**self._of(task, method, tolerance), **asked, "code": code.digest(method)}
         return record.read_kept(self.path(task, method, tolerance), of) or {}
+
+
+def whole(cell: dict | None) -> bool:
+    """Whether a cell's file holds figures, all of them."""
+    figures = (cell or {}).get("figures")
+    return isinstance(figures, dict) and set(figures) == set(FIGURES)
 
 
 def run_inversions(
@@ -226,7 +231,7 @@ def bench(
     quiet: bool = False,
 ) -> tuple[str, list[dict]] | None:
     """Measure all tasks and write the files of the bench, on a folder of its own. Returns what run_inversions does."""
-    begin, ranks = time.perf_counter(), Ranks(f"inversions {out}")
+    begin, ranks = cost.clock(), Ranks(f"inversions {out}")
     with ranks.owning(out):
         work = Work(out / "cells", make_tasks(), methods, tolerances, max_sweeps, reference)
         for task in ranks.share(work.tasks, title="problems", quiet=quiet):
@@ -235,7 +240,7 @@ def bench(
         if ranks.rank > 0:
             return None
         log = out / "commands.jsonl"
-        entry = {"command": command, "seconds": round(time.perf_counter() - begin, 1)}
+        entry = {"command": command, "seconds": round(cost.clock() - begin, 1)}
         write_text(log, json_lines([*(read_json_lines(log) if log.exists() else []), entry]))
         write_json(out / "left_out.json", left_out.names)
         return _summed_up(work, out, left_out)

@@ -23,6 +23,8 @@ from ..scans.errors import DatasetError
 from ..scans.images import Scan, read_scan
 
 FOLDER = "scans"  # the name of a folder that is no dataset's
+# Why one half of a folder's scans is left out of the other.
+OTHER_HALF = ("image without mask", "tumour-free scan with a lesion in its mask")
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no plain equality
@@ -74,9 +76,12 @@ def _read(source: str, folder: Path) -> Dataset:
     if (folder / TABLE).is_file():  # batch wrote it: its scans all have a tumour, and its masks are no scans
         return labelled
     free = read_folder(None, backgrounds=folder, name=FOLDER, prompt="")
-    missing = ("image without mask", "tumour-free scan with a lesion in its mask")  # they are the other half
-    left_out = LeftOut({why: names for why, names in labelled.left_out.names.items() if why not in missing})
-    return Dataset(FOLDER, "", free.backgrounds, labelled.objects, left_out)
+    left_out: dict[str, dict[str, None]] = {}
+    for why, names in (*labelled.left_out.names.items(), *free.left_out.names.items()):
+        if why not in OTHER_HALF:
+            left_out.setdefault(why, {}).update(dict.fromkeys(names))  # both halves count what neither can use
+    told = LeftOut({why: list(names) for why, names in left_out.items()})
+    return Dataset(FOLDER, "", free.backgrounds, labelled.objects, told)
 
 
 def _halves(free: Sequence[Labelled], tumours: Sequence[Labelled], count: int) -> list[Labelled]:

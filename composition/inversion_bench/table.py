@@ -42,7 +42,8 @@ def csv_text(cells: Sequence[dict]) -> str:
 def tabulate(cells: Sequence[dict], errors: Sequence[dict], default: str) -> list[dict]:
     """A block for each group, prompt, scale and start: {"title", "group", "shape", "tolerances": {tolerance: lines}}.
 
-    shape: of the latent of its first scan. A line is what `_line_of` makes of a method. errors: the cells that failed, which count as not converged.
+    shape: of the latent of its first scan. A line is what `_line_of` makes of a method. errors: the cells that failed,
+    which count as not converged.
     """
     blocks = []
     for key in dict.fromkeys(tuple(cell[name] for name in BLOCK) for cell in (*cells, *errors)):

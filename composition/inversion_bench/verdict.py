@@ -1,10 +1,11 @@
-"""This module says which inversion reaches a tolerance at the fewest rows, and whether the default is beaten. The sentences follow from the figures alone.
+"""This module says which inversion reaches a tolerance at the fewest rows, and whether the default is beaten. The
+sentences follow from the figures alone.
 
 A method reaches a tolerance where it converges on as many scans as any method of the bench does, and on one at least.
 It beats the default where it converges on a scan at all, is at least as good in three things, and better in one: how
 many scans converge, the median of the rows, and the most rows that a scan took. A method that does not measure its own
 error cannot know what it has reached, and does not take part. All this is through the unmodified sampler, from x[start]
-alone; what reaches the tolerance through a sampler of its own, with more than one state, is named apart.
+alone; what reaches the tolerance through a sampler of its own, with all that it keeps, is named apart.
 """
 
 from __future__ import annotations

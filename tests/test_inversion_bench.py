@@ -1,0 +1,536 @@
+"""These tests hold `python -m composition inversions`: its figures are computed again here in another way, a killed run
+goes on to the same bytes, real scans and generated ones stay apart, and a new inversion is on the bench at once.
+
+The model is the double of fake_model.py, whose data prediction is linear, and the run has four steps.
+"""
+
+import csv
+import functools
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from composition_files import tree, write_scans
+from fake_model import FakeModel
+from kill_at_every_moment import run as run_killed
+from relative_error import relative
+
+import sd21
+from composition import cli
+from composition.canvas import latents_of
+from composition.datasets import LeftOut
+from composition.inversion_bench import code, cost, measure, plots, verdict, whiteness
+from composition.inversion_bench.choices import Choices
+from composition.inversion_bench.problems import Maker, items_of
+from composition.inversion_bench.scans import Chosen, choose
+from composition.metrics.fidelity import psnr
+from composition.prompts import exceptional_context, null_context, text_context
+from composition.scans.errors import DatasetError
+from composition.scans.images import read_scan
+from sd21.files import write_text
+from solvers import (
+    INVERSIONS,
+    InversionMethod,
+    NoiseSchedule,
+    Solution,
+    belm_denoise,
+    data_prediction,
+    denoise,
+    dpm_solver_pp_2m,
+    invert,
+    time_uniform,
+)
+
+PARETO, STATES = plots.pareto, plots.states
+METHODS = "joint,naive,frozen,belm"
+FAST = ["--steps=4", "--starts=2,4", "--count=2", "--prompt=a brain", f"--methods={METHODS}", "-q"]
+# Figures of the same arithmetic in other batches and another order: some roundings of float32.
+ROUNDING = 1e-5
+
+
+def fix(patch: pytest.MonkeyPatch) -> None:
+    """The model's double; no clock and no memory, which no two runs have in common; and no plots, which take long."""
+    patch.setattr(sd21, "load", lambda *_, **__: FakeModel(image_size=64))
+    patch.setattr(cost, "clock", lambda: 0.0)
+    patch.setattr(cost, "PROC", Path("nowhere"))
+    for name in ("pareto", "states"):
+        patch.setattr(plots, name, lambda cells, default, path: write_text(path, str(len(cells))))
+
+
+@pytest.fixture(autouse=True)
+def fixed(monkeypatch):
+    fix(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory):
+    """Two scans without a tumour, s0 and s1, and one with, s2."""
+    folder = write_scans(tmp_path_factory.mktemp("scans") / "some")
+    (folder / "m.png").rename(folder / "s2_mask.png")
+    return folder
+
+
+def command(scans: Path | None, out: Path, *more: str) -> list[str]:
+    return ["inversions", *([f"--scans={scans}"] if scans else []), f"--out={out}", *FAST, *more]
+
+
+@pytest.fixture(scope="module")
+def ran(scans, tmp_path_factory):
+    out = tmp_path_factory.mktemp("bench") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        fix(patch)
+        assert cli.main(command(scans, out, "--generated=2", "--scales=1,2.5", "--prompts=exceptional,null,text")) == 0
+    return out
+
+
+def rows_of(out: Path) -> list[dict]:
+    with open(out / "results.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def cell(out: Path, place: str, method: str, tolerance: str) -> dict:
+    return json.loads((out / "cells" / place / f"{method}-tol{tolerance}.json").read_text())["figures"]
+
+
+def test_every_combination_is_a_cell_but_guidance_from_null_to_null(ran):
+    rows = rows_of(ran)
+    keys = [
+        tuple(row[name] for name in ("group", "number", "prompt", "scale", "start", "method", "tolerance"))
+        for row in rows
+    ]
+    prompts = 2 * 2 + 1  # exceptional and text at both scales, null at one
+    assert len(set(keys)) == len(keys) == 4 * prompts * 2 * 4 * 2
+    assert {row["scale"] for row in rows if row["prompt"] == "null"} == {"1.0"}
+    assert {row["scan"] for row in rows} == {"some/s0.png", "some/s2.png", "sample 0", "sample 1"}
+    assert {row["tumour"] for row in rows if row["scan"] == "some/s2.png"} == {"True"}
+
+
+def test_real_and_generated_scans_are_never_in_one_table(ran):
+    text = (ran / "table.md").read_text()
+    titles = [line.removeprefix("## ") for line in text.splitlines() if line.startswith("## ")]
+    assert len(titles) == 2 * 5 * 2 and len({title.split()[0] for title in titles}) == 2
+    for block in text.split("## ")[1:]:
+        assert "2 of 2" in block and "4 of 4" not in block
+    assert {row["scan"].startswith("sample") for row in rows_of(ran) if row["group"] == "generated"} == {True}
+
+
+@pytest.mark.parametrize(("scale", "prompt"), [("1", "exceptional"), ("2.5", "exceptional"), ("2.5", "text")])
+def test_the_figures_of_a_real_scan_are_those_of_the_solvers(ran, scans, scale, prompt):
+    model = FakeModel(image_size=64)
+    x0 = latents_of(model, read_scan(scans / "s2.png"))
+    grid = time_uniform(NoiseSchedule.from_alphas_cumprod(model.alphas_cumprod), 4)
+    context = exceptional_context(model).repeat(1, 77, 1) if prompt == "exceptional" else text_context(model, "a brain")
+    how = {"null_context": null_context(model), "scale": 2.5} if scale == "2.5" else {}
+    x0_fn = data_prediction(model.unet, grid, "epsilon", context, **how)
+    for method in METHODS.split(","):
+        found = cell(ran, f"scans-0001/{prompt}-scale{scale}-start4", method, "0.05")
+        limits = {"tol": 0.05, "max_sweeps": 20, "on_failure": "return"}
+        inversion = invert(x0, grid, dpm_solver_pp_2m, x0_fn, method=method, **limits)
+        back = denoise(inversion.states[4], grid, dpm_solver_pp_2m(grid), x0_fn)
+        assert found["error"] == pytest.approx(relative(back, x0), rel=ROUNDING, abs=1e-7)
+        assert found["rows"] == inversion.reports[0].rows and found["sweeps"] == inversion.reports[0].sweeps
+        assert found["converged"] == (found["error"] <= 0.05)
+        assert found["kept"] == (2 if method == "belm" else 1)
+        assert found["noise"]["norm"] == pytest.approx(inversion.states[4].square().mean().sqrt().item(), rel=ROUNDING)
+        if method == "belm":
+            again, _ = belm_denoise(inversion.kept, grid, x0_fn)
+            assert found["own"] == pytest.approx(relative(again, x0), abs=1e-6) and found["own"] < 1e-5
+            assert found["one_state"] > 1e-3  # the other state of the pair was the information
+        else:
+            assert found["own"] is found["one_state"] is None
+        if prompt == "text":
+            assert found["swap_psnr"] is found["swap_change"] is None  # the other prompt would be the same
+            continue
+        swap_fn = data_prediction(
+            model.unet, grid, "epsilon", text_context(model, "a brain"), null_context=null_context(model), scale=2.5
+        )
+        swapped = denoise(inversion.states[4], grid, dpm_solver_pp_2m(grid), swap_fn)
+        # The scan lies on a canvas of 56 x 72 pixels, 7 x 9 cells; the disc is round there as on the scan.
+        mask = np.asarray(read_mask_pixels(scans / "s2_mask.png"))
+        cells = torch.from_numpy(~touched(mask, x0.shape[2:]))
+        change = ((swapped - x0) * cells).norm() / (x0 * cells).norm()
+        assert found["swap_change"] == pytest.approx(change.item(), rel=ROUNDING)
+        images = model.decode(swapped), model.decode(x0)
+        pixels = torch.from_numpy(~touched(mask, images[0].shape[2:]))[None, None]
+        assert found["swap_psnr"] == pytest.approx(psnr(*images, pixels).item(), rel=ROUNDING)
+
+
+def read_mask_pixels(path: Path) -> np.ndarray:
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return np.asarray(image) > 0
+
+
+def touched(mask: np.ndarray, size) -> np.ndarray:
+    """The cells of a grid of this size that a pixel of the mask lies in, wholly or in part, by their edges."""
+    found = np.zeros(tuple(size), dtype=bool)
+    height, width = (side / cells for side, cells in zip(mask.shape, found.shape, strict=True))
+    for y, x in np.argwhere(mask):
+        rows = slice(int(y / height + 1e-9), int(np.ceil((y + 1) / height - 1e-9)))
+        columns = slice(int(x / width + 1e-9), int(np.ceil((x + 1) / width - 1e-9)))
+        found[rows, columns] = True
+    return found
+
+
+def maker_and_items(**changes):
+    asked = {"chosen": [], "generated": 1, "prompts": ["exceptional"], "scales": [1.0], "starts": [2, 4]}
+    items = items_of(**asked | {"text": "a brain", "swap": None} | changes)
+    return Maker(FakeModel(image_size=64), Choices(steps=4)), items
+
+
+def test_the_true_states_of_a_generated_scan_are_a_run_that_ends_in_it(ran):
+    maker, items = maker_and_items()
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    for item in items:
+        problem = maker.make(item)
+        assert problem.truth.shape == (item.start, 4, 8, 8) and problem.noise_end == (item.start == 4)
+        back = denoise(problem.truth[-1:], problem.grid, dpm_solver_pp_2m(problem.grid), problem.x0_fn)
+        assert torch.equal(back, problem.x0)
+        if item.start == 4:
+            assert torch.equal(problem.truth[-1:], noise)
+        inversion = invert(problem.x0, problem.grid, dpm_solver_pp_2m, problem.x0_fn, method="naive")
+        found = cell(ran, f"generated-0000/exceptional-scale1-start{item.start}", "naive", "0.05")
+        expected = [relative(one, true) for one, true in zip(inversion.states[1:, 0], problem.truth, strict=True)]
+        assert found["states"] == pytest.approx(expected, rel=ROUNDING) and found["reference"] is None
+        assert max(cell(ran, f"generated-0000/exceptional-scale1-start{item.start}", "joint", "0.001")["states"]) < 0.01
+
+
+def test_states_of_real_scans_are_compared_with_a_tight_inversion_or_it_is_said_why_not(ran, scans, tmp_path):
+    naive, joint = (cell(ran, "scans-0000/exceptional-scale1-start2", one, "0.05") for one in ("naive", "joint"))
+    assert len(naive["states"]) == 2 and naive["reference"] is None
+    assert max(naive["states"]) > 1e-4 and max(joint["states"]) <= max(naive["states"])
+    assert cli.main(command(scans, tmp_path / "none", "--methods=naive", "--reference=none")) == 0
+    without = cell(tmp_path / "none", "scans-0000/exceptional-scale1-start2", "naive", "0.05")
+    assert (without["states"], without["reference"]) == (None, "no reference was asked for")
+    assert cli.main(command(scans, tmp_path / "few", "--methods=naive", "--max-sweeps=1", "--reference=1e-12")) == 0
+    off = cell(tmp_path / "few", "scans-0000/exceptional-scale1-start2", "naive", "0.05")
+    assert off["states"] is None and off["reference"].startswith("the reference is off by ")
+
+
+def test_the_bench_charges_no_method_for_what_it_measures_itself(ran):
+    for row in rows_of(ran):
+        factor = 2 if row["scale"] == "2.5" else 1
+        if row["method"] in ("naive", "belm"):  # up once, and down once to be measured
+            assert int(row["rows"]) == 2 * int(row["start"]) * factor
+
+
+def test_a_model_that_predicts_v_comes_to_the_same(ran, scans, tmp_path, monkeypatch):
+    class PredictsV(FakeModel):
+        prediction_type = "v_prediction"
+
+        def unet(self, x, t, context):
+            log_alpha, low = self.alphas_cumprod.log() / 2, t.floor().long().clamp(0, 998)
+            alpha = torch.lerp(log_alpha[low], log_alpha[low + 1], t.double() - low).exp().view(-1, 1, 1, 1)
+            sigma, eps = (1 - alpha**2).sqrt(), super().unet(x, t, context)
+            return (alpha * eps - sigma * (x - sigma * eps) / alpha).to(x.dtype)
+
+    monkeypatch.setattr(sd21, "load", lambda *_, **__: PredictsV(image_size=64))
+    assert cli.main(command(scans, tmp_path / "out")) == 0
+    eps = {tuple(row.values())[:10]: float(row["error"]) for row in rows_of(ran)}
+    for row in rows_of(tmp_path / "out"):
+        # v and eps give the same data prediction but for rounding, which eps magnifies by sigma / alpha = 15 at most.
+        assert float(row["error"]) == pytest.approx(eps[tuple(row.values())[:10]], abs=1e-5)
+
+
+def test_the_same_command_measures_nothing_again_and_what_is_damaged_comes_back_the_same(scans, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert cli.main(command(scans, out)) == 0
+    before, written = tree(out), {path: path.stat().st_mtime_ns for path in (out / "cells").rglob("*.json")}
+    lost, partial = sorted(written)[0], sorted(written)[1]
+    lost.write_text(lost.read_text()[:100])
+    content = json.loads(partial.read_text())
+    del content["figures"]["rows"]
+    partial.write_text(json.dumps(content))
+    assert cli.main(command(scans, out)) == 0
+    assert f"{lost.name} is damaged and will be made again" in capsys.readouterr().err
+    after = tree(out)
+    assert {name for name in before if before[name] != after[name]} == {"commands.jsonl", "table.md"}  # it names both
+    untouched = written.keys() - {lost, partial}
+    assert all(path.stat().st_mtime_ns == written[path] for path in untouched)
+    # A further method adds its cells and leaves the others; another tolerance of the reference measures all anew.
+    assert cli.main(command(scans, out, f"--methods={METHODS},defect")) == 0
+    assert all(path.stat().st_mtime_ns == written[path] for path in untouched)
+
+
+def test_a_run_that_was_killed_goes_on_to_the_same_bytes(scans, tmp_path):
+    expected, moment = None, 1
+    asked = ["--methods=joint,belm", "--starts=2", "--generated=1", "--count=1"]
+    assert cli.main(command(scans, tmp_path / "whole", *asked)) == 0
+    expected = {
+        name: digest for name, digest in tree(tmp_path / "whole").items() if name not in ("commands.jsonl", "table.md")
+    }
+    while True:
+        out = tmp_path / str(moment)
+        status = run_killed(command(scans, out, *asked), moment)
+        if not os.WIFSIGNALED(status):
+            break
+        assert os.WTERMSIG(status) == signal.SIGKILL
+        assert os.waitstatus_to_exitcode(run_killed(command(scans, out, *asked), None)) == 0
+        found = tree(out)
+        assert {name: found[name] for name in expected} == expected
+        assert set(found) - set(expected) == {"commands.jsonl", "table.md"}
+        moment += 1
+    assert moment == 8 + 6 + 1  # eight cells; the log, what was left out, results, table and two plots; the whole run
+
+
+def test_a_new_inversion_is_on_the_bench_at_once(scans, tmp_path, monkeypatch, capsys):
+    def half(run, tol, max_sweeps, progress=None):
+        x, _ = run.up(run.x0, run.images)
+        return Solution(0.5 * x, [[] for _ in x])
+
+    with pytest.raises(SystemExit):
+        cli.main(["inversions", "--help"])
+    assert "mine" not in capsys.readouterr().out
+    monkeypatch.setitem(INVERSIONS, "mine", InversionMethod(half, exact=False, trajectory=False))
+    with pytest.raises(SystemExit):
+        cli.main(["inversions", "--help"])
+    assert "mine" in capsys.readouterr().out
+    out = tmp_path / "out"
+    assert cli.main([one for one in command(scans, out) if "--methods" not in one]) == 0
+    rows = rows_of(out)
+    assert {row["method"] for row in rows} == set(INVERSIONS)
+    mine = [row for row in rows if row["method"] == "mine"]
+    assert all(float(row["error"]) > 0.05 and row["states_worst"] == "" for row in mine)
+    assert "| mine |" in (out / "table.md").read_text()
+
+    def quarter(run, tol, max_sweeps, progress=None):
+        x, _ = run.up(run.x0, run.images)
+        return Solution(0.25 * x, [[] for _ in x])
+
+    code.digest.cache_clear()
+    monkeypatch.setitem(INVERSIONS, "mine", InversionMethod(quarter, exact=False, trajectory=False))
+    assert cli.main(command(scans, out, "--methods=mine")) == 0  # an edited method has no figures of the old one
+    assert [row["error"] for row in rows_of(out)] != [row["error"] for row in mine]
+
+
+def test_the_code_of_a_cell_is_that_of_its_method_alone():
+    files = {Path(path).name for path in code._modules(["solvers.inversions.belm"])}
+    assert {"belm.py", "method.py", "run.py", "tables.py", "sampling.py"} <= files
+    assert not {"frozen.py", "joint.py", "__init__.py"} & files
+    assert code.digest("belm") != code.digest("frozen")
+
+
+@pytest.mark.parametrize("error", [FloatingPointError("the state at i = 3 is not finite"), MemoryError()])
+def test_a_bad_cell_is_a_line_and_not_the_end(scans, tmp_path, monkeypatch, capsys, error):
+    naive = INVERSIONS["naive"].solve
+
+    def fails(run, tol, max_sweeps, progress=None):
+        if run.start == 4:
+            raise error
+        return naive(run, tol, max_sweeps, progress)
+
+    monkeypatch.setitem(INVERSIONS, "mine", InversionMethod(fails, exact=False))
+    out = tmp_path / "out"
+    assert cli.main(command(scans, out, "--methods=naive,mine")) == 1
+    assert "error: 4 cells failed" in capsys.readouterr().err
+    failed = [json.loads(line) for line in (out / "errors.jsonl").read_text().splitlines()]
+    assert [(one["method"], one["start"]) for one in failed] == [("mine", 4)] * 4
+    assert all(type(error).__name__ in one["error"] for one in failed)
+    assert len(rows_of(out)) == 2 * 2 * 2 * 2 - 4
+    text = (out / "table.md").read_text()
+    assert "| 0.05 | mine | 0 of 2 | – | – |" in text and "4 cells failed and count as not converged" in text
+    # Mended, and nothing but what failed is measured.
+    monkeypatch.setitem(INVERSIONS, "mine", replace(INVERSIONS["mine"], solve=naive))
+    assert cli.main(command(scans, out, "--methods=naive,mine")) == 0
+    assert len(rows_of(out)) == 16 and not (out / "errors.jsonl").exists()
+
+
+def test_a_scan_that_is_gone_costs_its_own_cells(scans, tmp_path, monkeypatch):
+    read = Chosen.read
+
+    def gone(self):
+        if self.mask is not None:
+            raise OSError("the disk is gone")
+        return read(self)
+
+    monkeypatch.setattr(Chosen, "read", gone)
+    assert cli.main(command(scans, tmp_path / "out", "--methods=naive")) == 1
+    lines = (tmp_path / "out" / "errors.jsonl").read_text().splitlines()
+    assert len(lines) == 4 and all("the disk is gone" in line for line in lines)
+    assert {row["scan"] for row in rows_of(tmp_path / "out")} == {"some/s0.png"}
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--methods=joint,exact"], "--methods: 'exact' is not one of joint, defect, naive"),
+        (["--methods="], "--methods: '' is not one of joint"),
+        (["--prompts=nul"], "--prompts: 'nul' is not one of exceptional, null, text"),
+        (["--starts=2,5"], "start is a whole number from 1 to 4, got 5"),
+        (["--starts=0"], "start is a whole number from 1 to 4, got 0"),
+        (["--scales=nan"], "guidance_scale is a number from -100.0 to 100.0, got nan"),
+        (["--tolerance=0"], "tolerance is a number from 1e-15 to 1.0, got 0.0"),
+        (["--reference=2"], "reference is a number from 1e-15 to 1.0, got 2.0"),
+        (["--swap-scale=1000"], "swap_scale is a number from -100.0 to 100.0, got 1000.0"),
+        (["--max-sweeps=0"], "max_sweeps is a whole number from 1 to 10000, got 0"),
+        (["--steps=0"], "steps is a whole number from 1 to 1000, got 0"),
+        (["--seed=-1"], "seed is a whole number from 0 to"),
+        (["--count=0"], "--count is a whole number from 1 to 100000"),
+        (["--generated=-1"], "--generated one from 0 to 100000; got 2 and -1"),
+        (["--prompts=null", "--scales=2.5"], "so --prompts null takes --scales 1; got 2.5"),
+        (["--br35h=nowhere"], "expected Br35H in its published layout"),
+        (["--scans=nowhere"], "nowhere is no folder; expected a folder of scans"),
+    ],
+)
+def test_what_cannot_be_met_is_told_before_the_model_loads(scans, tmp_path, monkeypatch, capsys, more, message):
+    monkeypatch.setattr(sd21, "load", lambda *_, **__: pytest.fail("the model was loaded"))
+    assert cli.main(command(scans, tmp_path / "out", *more)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and message in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_requests_that_are_refused(scans, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sd21, "load", lambda *_, **__: pytest.fail("the model was loaded"))
+    out = tmp_path / "out"
+
+    def refused(arguments: list[str], message: str) -> None:
+        assert cli.main(arguments) == 2
+        assert message in capsys.readouterr().err
+
+    refused(command(None, out), "name scans (--scans, --br35h or --busi), or generate some (--generated N)")
+    untold = [one for one in command(scans, out, "--prompts=text") if not one.startswith("--prompt=")]
+    refused(untold, 'the prompt "text" takes a text for these scans: --prompt')
+    refused(command(scans, scans / "out"), "would lie among the scans of")
+    (tmp_path / "empty").mkdir()
+    refused(command(tmp_path / "empty", out), "empty holds no scan that can be used")
+    out.mkdir()
+    (out / "results.csv").write_text("a user's own")
+    refused(command(scans, out), "results.csv is there, and no inversions has made it")
+    for option, words in (("--starts=2,a", "whole numbers"), ("--scales=", "numbers"), ("--tolerance=1;2", "numbers")):
+        with pytest.raises(SystemExit):
+            cli.main(command(scans, tmp_path / "new", option))
+        assert f"expected {words} with commas between, got" in capsys.readouterr().err
+
+
+def test_half_of_the_scans_have_a_tumour_as_far_as_there_are_so_many(tmp_path, scans):
+    def chosen(count):
+        return [one.path.name for one in choose({"scans": scans}, count, None, LeftOut())]
+
+    assert chosen(1) == ["s0.png"] and chosen(2) == ["s0.png", "s2.png"]
+    assert chosen(3) == chosen(9) == ["s0.png", "s1.png", "s2.png"]
+    left_out = LeftOut()
+    choose({"scans": scans}, 3, None, left_out)
+    assert not left_out.names  # what has no mask has no tumour, and is no fault
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    with pytest.raises(DatasetError, match=r"no scan that can be used; left out: .*image cannot be read: bad\.png"):
+        choose({"scans": tmp_path}, 3, None, LeftOut())
+
+
+def test_the_plots_show_every_method_and_mark_the_default(scans, tmp_path, monkeypatch):
+    monkeypatch.undo()
+    fix(monkeypatch)
+    monkeypatch.setattr(plots, "pareto", PARETO)
+    monkeypatch.setattr(plots, "states", STATES)
+    shown = {}
+
+    def keep(figure, path, **how):
+        shown[Path(path).suffix, len(shown)] = figure
+        Path(path).write_bytes(b"picture")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", keep)
+    assert cli.main(command(scans, tmp_path / "out", "--generated=1", "--starts=2")) == 0
+    pareto, states = shown.values()
+    for figure in (pareto, states):
+        assert [axis.get_title() for axis in figure.axes[:2]] == [
+            "real, exceptional, scale 1, start 2",
+            "generated, exceptional, scale 1, start 2",
+        ]
+        (legend,) = figure.legends
+        labels = {text.get_text() for text in legend.get_texts()}
+        assert set(METHODS.split(",")) <= labels
+    assert "joint, the default" in {text.get_text() for text in pareto.legends[0].get_texts()}
+    # Faint points: two tolerances of each method, of two real scans and of one generated; the medians are solid.
+    for axis, scans_shown in zip(pareto.axes, (2, 1), strict=False):
+        faint = [one for one in axis.get_lines() if one.get_alpha() == plots.FAINT]
+        assert len(faint) == 4 and all(len(one.get_xdata()) == 2 * scans_shown for one in faint)
+        (front,) = [one for one in axis.get_lines() if one.get_label() == "Pareto front"]
+        assert (np.diff(front.get_xdata()) >= 0).all() and (np.diff(front.get_ydata()) <= 0).all()
+
+
+def test_the_front_has_nothing_below_it():
+    def cells(method, rows, error, measured=True):
+        return {"method": method, "tolerance": 0.05, "rows": rows, "error": error, "measured": measured}
+
+    some = [cells("a", 12, 0.04), cells("b", 24, 0.02), cells("c", 30, 0.03), cells("d", 6, 0.01, measured=False)]
+    assert plots._front(some) == [(12, 0.04), (24, 0.04), (24, 0.02)]
+
+
+def line(method: str, converged: int, median: float, worst: float, **more) -> dict:
+    about = {"scans": 4, "asked": 4, "measured": True, "own_converged": 0, "kept": 1}
+    return {"method": method, "converged": converged, "rows_median": median, "rows_worst": worst, **about, **more}
+
+
+def test_the_verdict_follows_from_the_figures():
+    joint, beaten = line("joint", 4, 24, 48), functools.partial(verdict.beaten_by, default="joint")
+    assert beaten([joint, line("a", 4, 24, 48), line("b", 3, 12, 12), line("c", 4, 20, 50)]) == []
+    assert beaten([joint, line("a", 4, 24, 47), line("b", 4, 12, 48)]) == ["a", "b"]
+    assert beaten([line("joint", 3, 24, 48), line("a", 4, 24, 48)]) == ["a"]
+    assert beaten([line("joint", 0, 24, 48), line("a", 0, 6, 6)]) == []  # what reaches nothing beats nobody
+    assert beaten([joint, line("a", 4, 6, 6, measured=False)]) == []
+    assert beaten([line("a", 4, 6, 6)]) is None
+    said = verdict.sentences([joint, line("a", 4, 20, 60), line("b", 3, 12, 12, own_converged=4, kept=2)], "joint")
+    assert said.startswith("joint and a reach it on 4 of 4 scans; the fewest rows in the median, 20, has a; the fewest")
+    assert "rows at worst, 48, has joint. The default, joint, is not beaten; better in one thing" in said
+    assert said.endswith("with all that it keeps: b on 4 of 4 scans (2 latents kept, 12 rows).")
+    blocks = [
+        {"title": "one", "tolerances": {0.05: [joint, line("a", 4, 6, 6)], 1e-3: [line("joint", 0, 9, 9)]}},
+        {"title": "two", "tolerances": {0.05: [joint], 1e-3: [joint]}},
+    ]
+    assert verdict.summary(blocks, "joint") == [
+        "At 0.05 the default, joint, is beaten in 1 of 2 tables (one: a).",
+        "At 0.001 the default, joint, is beaten in none of 2 tables. In 1 no method reaches it on any scan.",
+    ]
+
+
+def test_whiteness_is_known_of_patterns():
+    noise = torch.randn(3, 64, 64, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = whiteness.whiteness(noise)
+    # 12288 values: correlations are of the order 1 / sqrt(12288) = 0.01 by chance, a ring of n cells varies by
+    # 1 / sqrt(3 n), which costs the flatness about half of the mean of its square, 1 / (6 n) from n = 8 on.
+    assert abs(found["norm"] - 1) < 0.03 and abs(found["neighbours"]) < 0.03 and found["channels"] < 0.05
+    assert found["flatness"] > 0.95 and whiteness.white_noise((3, 64, 64))["flatness"] > 0.95
+    assert whiteness.whiteness(3 * noise)["norm"] == pytest.approx(3 * found["norm"])
+    y, x = np.mgrid[:8, :8]
+    board = torch.from_numpy((-1.0) ** (x + y)).expand(2, 8, 8)
+    found = whiteness.whiteness(torch.stack([board[0], -2 * board[1]]))
+    assert found["neighbours"] == pytest.approx(-1) and found["channels"] == pytest.approx(1)
+    wave = torch.from_numpy(np.cos(2 * np.pi * x / 64)).expand(1, 8, 8)
+    assert whiteness.whiteness(wave)["neighbours"] > 0.7 and whiteness.whiteness(wave)["channels"] is None
+    smooth = torch.nn.functional.avg_pool2d(noise, 5, 1, 2)
+    assert whiteness.whiteness(smooth)["flatness"] < 0.5 < whiteness.whiteness(smooth)["neighbours"]
+    assert set(whiteness.whiteness(torch.ones(1, 1, 1)).values()) == {1.0, None}
+
+
+def test_memory_is_measured_where_the_system_lets_it(monkeypatch):
+    with cost.measured_cost(torch.device("cpu")) as took:
+        pass
+    assert took.peak_bytes is None  # PROC is nowhere
+    monkeypatch.setattr(cost, "PROC", Path("/proc/self"))
+    with cost.measured_cost(torch.device("cpu")) as took:
+        torch.ones(16 << 20)
+    if took.peak_bytes is None:
+        pytest.skip("the system does not let a process reset its peak")
+    assert took.peak_bytes > 60 << 20  # of the 64 MiB, some pages may have been resident already
+
+
+def test_a_way_back_that_overflows_is_infinite_and_no_error():
+    maker, items = maker_and_items(starts=[4])
+    problem = maker.make(items[0])
+    bench = measure.Bench(problem, 20)
+    sampler = INVERSIONS["belm"].sampler
+
+    def overflows(x, grid, x0_fn):
+        raise FloatingPointError("too much")
+
+    with pytest.MonkeyPatch.context() as patch:
+        broken = replace(INVERSIONS["belm"], sampler=replace(sampler, from_one_state=overflows))
+        patch.setitem(INVERSIONS, "belm", broken)
+        found = bench.cell("belm", 0.05)
+    assert found["one_state"] == "inf" and found["own"] < 1e-5 and float(found["one_state"]) == float("inf")

@@ -374,6 +374,8 @@ def test_a_scan_that_is_gone_costs_its_own_cells(scans, tmp_path, monkeypatch):
         (["--count=0"], "--count is a whole number from 1 to 100000"),
         (["--generated=-1"], "--generated one from 0 to 100000; got 2 and -1"),
         (["--prompts=null", "--scales=2.5"], "so --prompts null takes --scales 1; got 2.5"),
+        (["--prompt= "], "--prompt: expected a text in UTF-8, as 'An MRI scan of a brain', got ' '"),
+        (["--swap-prompt=\udcff"], "--swap-prompt: expected a text in UTF-8"),
         (["--br35h=nowhere"], "expected Br35H in its published layout"),
         (["--scans=nowhere"], "nowhere is no folder; expected a folder of scans"),
     ],

@@ -12,7 +12,7 @@ import torch
 
 from sd21.files import json_lines, read_json_lines, write_json, write_text
 from sd21.folders import check_untaken, left_locked
-from sd21.words import shown
+from sd21.words import one_line, shown
 from solvers import INVERSIONS
 
 from ..benchmark.plots import check_matplotlib
@@ -25,7 +25,7 @@ from . import code, cost, plots, table
 from .choices import Choices
 from .measure import DEFAULT, FIGURES, Bench, Problem
 from .problems import PROMPTS, Item, Maker, items_of
-from .scans import FOLDER, choose
+from .scans import FOLDER, as_text, choose
 
 RESULTS = ("results.csv", "table.md", "pareto.png", "states.png", "commands.jsonl", "errors.jsonl", "left_out.json")
 MOST = 100_000  # of scans, which is more than anybody has time for
@@ -71,6 +71,12 @@ class InversionRequest:
             )
         if not self.folders and not self.generated:
             raise DatasetError("name scans (--scans, --br35h or --busi), or generate some (--generated N)")
+        for option, text in (("prompt", self.text), ("swap-prompt", self.swap)):
+            if text is not None and (not text.strip() or as_text(text) != text):
+                raise ValueError(
+                    f"--{option}: expected a text in UTF-8, as 'An MRI scan of a brain', got {shown(text)}; for the "
+                    "empty text there is --prompts null"
+                )
         if "text" in self.prompts and self.text is None and set(self.folders) <= {FOLDER}:
             raise ValueError('the prompt "text" takes a text for these scans: --prompt "An MRI scan of a brain"')
         if self.prompts == ("null",) and 1 not in self.scales:
@@ -240,7 +246,7 @@ def bench(
         if ranks.rank > 0:
             return None
         log = out / "commands.jsonl"
-        entry = {"command": command, "seconds": round(cost.clock() - begin, 1)}
+        entry = {"command": as_text(one_line(command, 5000)), "seconds": round(cost.clock() - begin, 1)}
         write_text(log, json_lines([*(read_json_lines(log) if log.exists() else []), entry]))
         write_json(out / "left_out.json", left_out.names)
         return _summed_up(work, out, left_out)

@@ -45,7 +45,7 @@ class Chosen:
     @property
     def name(self) -> str:
         """What the results call it."""
-        return f"{self.path.parent.name}/{self.path.name}"
+        return as_text(f"{self.path.parent.name}/{self.path.name}")
 
 
 def choose(folders: dict[str, Path], count: int, text: str | None, left_out: LeftOut) -> list[Chosen]:
@@ -93,6 +93,11 @@ def _halves(free: Sequence[Labelled], tumours: Sequence[Labelled], count: int) -
 def _evenly(scans: Sequence[Labelled], count: int) -> list[Labelled]:
     count = min(count, len(scans))
     return [scans[number * len(scans) // count] for number in range(count)]
+
+
+def as_text(name: str) -> str:
+    """A name that can be written in UTF-8; that of a file need not be text."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def digest_of(scan: Scan, mask: np.ndarray | None) -> str:

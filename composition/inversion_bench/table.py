@@ -14,7 +14,7 @@ import numpy as np
 
 from ..datasets import LeftOut
 from . import editing, verdict, whiteness
-from .problems import REAL
+from .problems import GENERATED, REAL
 
 BLOCK = ("group", "prompt", "scale", "start")
 IDENTITY = ("group", "source", "number", "scan", "tumour", "prompt", "scale", "start", "method", "tolerance")
@@ -51,7 +51,8 @@ def tabulate(cells: Sequence[dict], errors: Sequence[dict], default: str) -> lis
             [cell for cell in each if tuple(cell[name] for name in BLOCK) == key] for each in (cells, errors)
         )
         group, prompt, scale, start = key
-        title = f"{group} scans, {prompt} prompt, scale {scale:g}, start {start}"
+        kind = f"{group} scans" if group in (REAL, GENERATED) else group
+        title = f"{kind}, {prompt} prompt, scale {scale:g}, start {start}"
         tolerances = {}
         for tolerance in dict.fromkeys(cell["tolerance"] for cell in (*some, *failed)):
             here, bad = ([cell for cell in each if cell["tolerance"] == tolerance] for each in (some, failed))

@@ -6,9 +6,10 @@ them apart from what the inputs determine.
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +32,8 @@ def measured_cost(device: torch.device) -> Iterator[Cost]:
     """Measure the block. The Cost is filled in when it ends.
 
     On CUDA the peak is that of the allocated bytes. On Linux it is that of the resident memory of the process, where
-    the system lets a process reset it: an upper bound is all that it is, since the allocator keeps what it once had.
+    the system lets a process reset it. The allocator first gives back what it keeps for reuse, or the peak of whoever
+    comes second would be hidden.
     """
     cost, cuda = Cost(), device.type == "cuda"
     if cuda:
@@ -50,6 +52,8 @@ def measured_cost(device: torch.device) -> Iterator[Cost]:
 
 def _resident_from_here() -> int | None:
     """Let the peak of the resident memory begin anew; returns what is resident, or None where that cannot be done."""
+    with suppress(AttributeError, OSError):  # glibc has it, other C libraries have not
+        ctypes.CDLL(None).malloc_trim(0)
     try:
         (PROC / "clear_refs").write_text("5")  # proc(5): it resets VmHWM
     except OSError:

@@ -301,12 +301,14 @@ def test_a_new_inversion_is_on_the_bench_at_once(scans, tmp_path, monkeypatch, c
 
     def quarter(run, tol, max_sweeps, progress=None):
         x, _ = run.up(run.x0, run.images)
-        return Solution(0.25 * x, [[] for _ in x])
+        return Solution(0.25 * x, [[] for _ in x], errors=torch.zeros(len(x), dtype=torch.float64))
 
     code.digest.cache_clear()
     monkeypatch.setitem(INVERSIONS, "mine", InversionMethod(quarter, exact=False, trajectory=False))
     assert cli.main(command(scans, out, "--methods=mine")) == 0  # an edited method has no figures of the old one
     assert [row["error"] for row in rows_of(out)] != [row["error"] for row in mine]
+    told = cell(out, "scans-0000/exceptional-scale1-start2", "mine", "0.05")
+    assert told["reported"] == 0 and told["error"] > 0.05 and not told["converged"]  # the bench measures for itself
 
 
 def test_the_code_of_a_cell_is_that_of_its_method_alone():

@@ -8,6 +8,7 @@ import csv
 import functools
 import json
 import os
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -185,9 +186,10 @@ def maker_and_items(**changes):
 
 
 def test_the_true_states_of_a_generated_scan_are_a_run_that_ends_in_it(ran):
-    maker, items = maker_and_items()
-    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    maker, items = maker_and_items(generated=2)
+    assert [(item.number, item.start) for item in items] == [(0, 2), (0, 4), (1, 2), (1, 4)]
     for item in items:
+        noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(item.number))
         problem = maker.make(item)
         assert problem.truth.shape == (item.start, 4, 8, 8) and problem.noise_end == (item.start == 4)
         back = denoise(problem.truth[-1:], problem.grid, dpm_solver_pp_2m(problem.grid), problem.x0_fn)
@@ -195,10 +197,17 @@ def test_the_true_states_of_a_generated_scan_are_a_run_that_ends_in_it(ran):
         if item.start == 4:
             assert torch.equal(problem.truth[-1:], noise)
         inversion = invert(problem.x0, problem.grid, dpm_solver_pp_2m, problem.x0_fn, method="naive")
-        found = cell(ran, f"generated-0000/exceptional-scale1-start{item.start}", "naive", "0.05")
+        found = cell(ran, f"generated-{item.number:04d}/exceptional-scale1-start{item.start}", "naive", "0.05")
         expected = [relative(one, true) for one, true in zip(inversion.states[1:, 0], problem.truth, strict=True)]
         assert found["states"] == pytest.approx(expected, rel=ROUNDING) and found["reference"] is None
-        assert max(cell(ran, f"generated-0000/exceptional-scale1-start{item.start}", "joint", "0.001")["states"]) < 0.01
+        assert (
+            max(
+                cell(ran, f"generated-{item.number:04d}/exceptional-scale1-start{item.start}", "joint", "0.001")[
+                    "states"
+                ]
+            )
+            < 0.01
+        )
 
 
 def test_states_of_real_scans_are_compared_with_a_tight_inversion_or_it_is_said_why_not(ran, scans, tmp_path):
@@ -419,12 +428,18 @@ def test_half_of_the_scans_have_a_tumour_as_far_as_there_are_so_many(tmp_path, s
 
     assert chosen(1) == ["s0.png"] and chosen(2) == ["s0.png", "s2.png"]
     assert chosen(3) == chosen(9) == ["s0.png", "s1.png", "s2.png"]
+    for name in ("s2", "s3", "s4"):  # one without, three with a tumour
+        for end in (".png", "_mask.png"):
+            shutil.copy(scans / f"s2{end}", tmp_path / f"{name}{end}")
+    shutil.copy(scans / "s0.png", tmp_path)
+    assert [one.mask is not None for one in choose({"scans": tmp_path}, 4, None, LeftOut())] == [False, *[True] * 3]
     left_out = LeftOut()
     choose({"scans": scans}, 3, None, left_out)
     assert not left_out.names  # what has no mask has no tumour, and is no fault
-    (tmp_path / "bad.png").write_bytes(b"no image")
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "bad.png").write_bytes(b"no image")
     with pytest.raises(DatasetError, match=r"no scan that can be used; left out: .*image cannot be read: bad\.png"):
-        choose({"scans": tmp_path}, 3, None, LeftOut())
+        choose({"scans": tmp_path / "bad"}, 3, None, LeftOut())
 
 
 def test_the_plots_show_every_method_and_mark_the_default(scans, tmp_path, monkeypatch):

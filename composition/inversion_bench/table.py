@@ -166,7 +166,7 @@ def _notes(blocks: list[dict]) -> list[str]:
         "Own sampler: the error through the sampler that the method inverts, with all that it keeps; one state: with "
         "x[start] alone. Latents kept: what the way back needs, in latents. Peak: memory beyond what was in use before "
         "(allocated on CUDA, resident on a CPU). States' error: the largest relative error of x[1..start], and in "
-        "brackets how many scans it is known for: those whose run made them, and real ones whose reference trajectory converged.",
+        "brackets how many scans it is known for: generated ones, and real ones whose reference trajectory converged.",
         "x[T] of white noise has norm and flatness 1, and correlations of neighbours and of channels near 0 "
         "(whiteness.py). Swap: the run down from x[start] under another prompt with guidance; PSNR of the decoded "
         "pixels and relative change of the latent cells outside the tumour's mask, over all where there is none. It is "

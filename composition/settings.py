@@ -7,7 +7,7 @@ field.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from typing import get_args, get_type_hints
@@ -46,6 +46,23 @@ BOUNDS = {
     "feather": (0, 4096),
     "max_batch": (1, 1_000_000),
 }
+
+
+class _Trajectories(Collection):
+    """The names in INVERSIONS of the methods whose states follow one another as those of a run do, so that a
+    composition can read them; a method that is entered later counts as well."""
+
+    def __contains__(self, name: object) -> bool:
+        return name in INVERSIONS and INVERSIONS[name].trajectory
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in INVERSIONS if name in self)
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+
+TRAJECTORIES = _Trajectories()
 
 
 def _setting(default, about: str, choices: Collection[str] = ()):
@@ -105,7 +122,7 @@ class Settings:
 
     # TF-ICON, hence the paper: "naive".
     inversion: str = _setting(
-        "joint", "how scans are inverted; joint and defect are exact, as far as max_sweeps allows", INVERSIONS
+        "joint", "how scans are inverted; joint and defect are exact, as far as max_sweeps allows", TRAJECTORIES
     )
     tolerance: float = _setting(
         5e-2,
@@ -174,6 +191,11 @@ class Settings:
 
     def __post_init__(self):
         hints = get_type_hints(Settings)
+        if isinstance(self.inversion, str) and self.inversion in INVERSIONS and self.inversion not in TRAJECTORIES:
+            raise ValueError(
+                f"inversion {self.inversion} gives states that do not follow one another as those of a run do, and a "
+                f"composition reads such states; take one of {', '.join(TRAJECTORIES)}"
+            )
         for one in fields(self):
             value = getattr(self, one.name)
             if value is not None or type(None) not in get_args(hints[one.name]):

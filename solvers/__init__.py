@@ -9,7 +9,6 @@ makes tables for two grids. Schedules, grids and tables are float64; states are 
 from .grids import GRIDS, Grid, discrete, log_snr, time_uniform
 from .inversion import Inversion, InversionError, InversionReport, invert
 from .inversions import INVERSIONS, InversionMethod, OwnSampler
-from .inversions.belm import belm_denoise, belm_image_pair, belm_invert, belm_start
 from .inversions.run import Run, Solution
 from .prediction import CallRows, DataPrediction, data_prediction, guided
 from .sampling import denoise, history_at, sample
@@ -43,10 +42,6 @@ __all__ = [
     "Solution",
     "Solver",
     "StepTable",
-    "belm_denoise",
-    "belm_image_pair",
-    "belm_invert",
-    "belm_start",
     "data_prediction",
     "ddim",
     "denoise",

@@ -4,8 +4,9 @@ table and solves nothing.
 
 `invert` asks which trajectory *leads to* x0 when a table runs down from x[start]. The usual method ("naive") asks where
 the solver *arrives* when it runs upwards from x0, and that is no inverse: undoing the step i -> i-1 takes D(x[i]),
-D(x[i+1]), ..., and none of these states is known on the way up. Another method ("frozen") solves every step by itself
-and holds the older data predictions at an estimate. It is no inverse either, however tightly it solves each step.
+D(x[i+1]), ..., and none of these states is known on the way up. Others ("frozen", and all over `inversions/steps.py`)
+solve every step by itself and hold the older data predictions at an estimate. They are no inverses either, however
+tightly they solve each step, unless the table weighs no older ones.
 
 Every method is measured in the same way, by the round trip x[start] -> denoise -> x0 through the unmodified sampler.
 """
@@ -34,7 +35,7 @@ class InversionReport:
 
     method, tolerance: what was asked for.
     rows: all rows through the network. A guided evaluation counts two, and a measured round trip counts its `start`
-        evaluations.
+        evaluations. A row that a gradient goes back through (`guided-newton`) counts three.
     sweeps: evaluations of the solve after its first; 0 where the naive inversion was accepted.
     error: the round-trip error |denoise(x[start]) - x0| / |x0|, measured from x[start] alone; None where the method
         leaves it unmeasured.
@@ -134,9 +135,11 @@ def invert(
         they converge; no other inverts the run, though some invert a sampler of their own; "naive-unmeasured" is
         "naive" without the round trip that measures it, at half the rows.
     tol: bound on every image's round-trip error |denoise(x[start]) - x0| / |x0|. By default 2e-6 in float32 and 1e-11
-        in float64; a network that runs in half precision leaves 1e-4 to 1e-3 and needs a tol to match.
-    max_sweeps: evaluations of the solve that an image may take after its first, which is the naive inversion's (of
-        every step, for "frozen"). "joint" and "defect" take 2 * start * (1 + max_sweeps) states at most.
+        in float64; a network that runs in half precision leaves 1e-4 to 1e-3 and needs a tol to match. The methods that
+        solve one step after the other bound the residual of each step by it, or have a rule of their own.
+    max_sweeps: evaluations of the solve that an image may take after its first, which is the naive inversion's. For
+        the methods that solve one step after the other it is those of every step, or as many as the method's paper
+        has, where these are fewer. "joint" and "defect" take 2 * start * (1 + max_sweeps) states at most.
     on_failure: what to do when an exact method misses tol: "raise" an InversionError with the reports, or "return" the
         best that was found. The methods that are no inverses promise no tolerance and always return.
     progress: wraps the loop, as progress(indices, "sweep") for the exact methods and progress(indices, "step") for the

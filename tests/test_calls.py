@@ -13,6 +13,7 @@ import sd21
 from composition import Call, Settings, latents_of
 from composition.mini.demo import demo_request
 from sd21.attention import describe_call, record_maps
+from solvers import INVERSIONS
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
@@ -167,6 +168,6 @@ def test_the_readmes_comparison_of_inversions_is_six_lines(capsys):
     exec(code, scope)
     printed = capsys.readouterr().out.splitlines()
     errors = {name: error for name, error, _ in (line.split() for line in printed)}
-    assert list(errors) == ["joint", "defect", "naive", "naive-unmeasured", "frozen"]
+    assert list(errors) == list(INVERSIONS)
     assert errors.pop("naive-unmeasured") == "nan"
     assert all(0 < float(error) < 0.1 for error in errors.values())

@@ -312,8 +312,9 @@ def test_an_inversion_in_float32_is_the_cpus(ieee, method):
         else:
             # The error is a tenth. Rounding moves the states by 1e-6, and a run enlarges that some ten times.
             assert got.error == pytest.approx(expected.error, rel=1e-2)
-    # Two exact solutions differ by what the tolerance allows, which the way up enlarges; the others by rounding.
-    bound = 100 * TOLERANCE if INVERSIONS[method].exact or method == "frozen" else 10 * FLOAT32
+    # Two solutions differ by what their tolerance allows, which the way up enlarges; the others by rounding.
+    solves = any(report.residuals for report in on_cpu.reports)
+    bound = 100 * TOLERANCE if solves else 10 * FLOAT32
     assert relative(on_gpu.states.cpu(), on_cpu.states) < bound
 
 
@@ -323,8 +324,10 @@ def test_an_inversion_in_half_precision_is_finite_and_near(method, dtype):
     model = sd21.load("mini", device=DEVICE, dtype=dtype)
     found = inversion(model, method, tol=1e-2, max_sweeps=4, on_failure="return")
     assert found.states.dtype == torch.float32 and found.states.isfinite().all()
-    # The naive inversion of these images misses by 0.11 and 0.12 in float32, and rounding adds less than 0.01.
-    assert all(report.error is None or 0 < report.error < 0.2 for report in found.reports)
+    # The naive inversion of these images misses by 0.11 and 0.12 in float32, and rounding adds less than 0.01. Where
+    # states are drawn, the run from one of them ends in another image, at 0.61.
+    bound = 0.2 if INVERSIONS[method].trajectory else 0.8
+    assert all(report.error is None or 0 < report.error < bound for report in found.reports)
 
 
 def test_the_small_checkpoint_loads_onto_the_gpu_in_bfloat16():

@@ -39,7 +39,6 @@ from solvers import (
     InversionMethod,
     NoiseSchedule,
     Solution,
-    belm_denoise,
     data_prediction,
     denoise,
     dpm_solver_pp_2m,
@@ -139,7 +138,7 @@ def test_the_figures_of_a_real_scan_are_those_of_the_solvers(ran, scans, scale, 
         assert found["kept"] == (2 if method == "belm" else 1)
         assert found["noise"]["norm"] == pytest.approx(inversion.states[4].square().mean().sqrt().item(), rel=ROUNDING)
         if method == "belm":
-            again, _ = belm_denoise(inversion.kept, grid, x0_fn)
+            again = INVERSIONS["belm"].sampler.denoise(inversion.kept, grid, x0_fn)
             assert found["own"] == pytest.approx(relative(again, x0), abs=1e-6) and found["own"] < 1e-5
             assert found["one_state"] > 1e-3  # the other state of the pair was the information
         else:
@@ -322,7 +321,7 @@ def test_a_new_inversion_is_on_the_bench_at_once(scans, tmp_path, monkeypatch, c
 
 def test_the_code_of_a_cell_is_that_of_its_method_alone():
     files = {Path(path).name for path in code._modules(["solvers.inversions.belm"])}
-    assert {"belm.py", "method.py", "run.py", "tables.py", "sampling.py"} <= files
+    assert {"belm.py", "grids.py", "run.py", "tables.py", "sampling.py"} <= files
     assert not {"frozen.py", "joint.py", "__init__.py"} & files
     assert code.digest("belm") != code.digest("frozen")
 

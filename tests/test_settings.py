@@ -1,12 +1,15 @@
 """These tests check what Settings take, what they make of it, and what they refuse."""
 
+import argparse
+
 import numpy as np
 import pytest
 
 from composition import Settings
 from composition.matching import MATCHES
-from composition.settings import BOUNDS
-from solvers import GRIDS, INVERSIONS, SOLVERS
+from composition.options import add_fields
+from composition.settings import BOUNDS, TRAJECTORIES
+from solvers import GRIDS, INVERSIONS, SOLVERS, InversionMethod
 
 
 def test_numpys_numbers_are_kept_as_pythons():
@@ -16,15 +19,36 @@ def test_numpys_numbers_are_kept_as_pythons():
 
 
 @pytest.mark.parametrize(
-    ("name", "table"), [("solver", SOLVERS), ("grid", GRIDS), ("inversion", INVERSIONS), ("match", MATCHES)]
+    ("name", "table", "names", "entry"),
+    [
+        ("solver", SOLVERS, SOLVERS, None),
+        ("grid", GRIDS, GRIDS, None),
+        ("inversion", INVERSIONS, TRAJECTORIES, InversionMethod(INVERSIONS["naive"].solve, exact=False)),
+        ("match", MATCHES, MATCHES, None),
+    ],
 )
-def test_what_has_a_table_may_be_any_entry_of_it_and_one_that_is_made_later(monkeypatch, name, table):
-    for entry in table:
-        assert getattr(Settings(**{name: entry}), name) == entry
-    with pytest.raises(ValueError, match=f"{name} is one of {', '.join(table)}; got 'my_own'"):
+def test_what_has_a_table_may_be_any_entry_of_it_and_one_that_is_made_later(monkeypatch, name, table, names, entry):
+    for one in names:
+        assert getattr(Settings(**{name: one}), name) == one
+    with pytest.raises(ValueError, match=f"{name} is one of {', '.join(names)}; got 'my_own'"):
         Settings(**{name: "my_own"})
-    monkeypatch.setitem(table, "my_own", None)
+    monkeypatch.setitem(table, "my_own", entry)
     assert getattr(Settings(**{name: np.str_("my_own")}), name) == "my_own"
+
+
+def test_an_inversion_without_a_trajectory_is_refused_and_is_no_choice_of_the_command_line(capsys):
+    without = [name for name in INVERSIONS if name not in TRAJECTORIES]
+    assert without == [name for name, method in INVERSIONS.items() if not method.trajectory] == ["ddpm"]
+    with pytest.raises(
+        ValueError, match=r"inversion ddpm gives states that do not follow one another .*take one of jo"
+    ):
+        Settings(inversion="ddpm")
+    parser = argparse.ArgumentParser()
+    add_fields(parser, "settings", Settings)
+    assert parser.parse_args(["--inversion", "edict"]).inversion == "edict"
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--inversion", "ddpm"])
+    assert "invalid choice: 'ddpm'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

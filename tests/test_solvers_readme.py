@@ -27,13 +27,16 @@ def test_the_shown_code_runs_and_agrees_with_itself():
     for block in USE:
         exec(block, shown)
         results.append(shown["x0"])
-    whole, yielded, restarted, continued, inverted = results
+    whole, yielded, restarted, continued, inverted, own = results
     assert torch.equal(whole, yielded) and torch.equal(shown["states"][0], whole)
     assert not torch.allclose(restarted, whole, rtol=1e-4)  # its first step is first-order
     # The history is solved for from the states, which costs some roundings; seen: 1e-15.
     torch.testing.assert_close(continued, whole, rtol=1e-12, atol=1e-12)
-    # float64's default tolerance, of |x0|.
+    # float64's default tolerance, of |x0|; an own sampler gives the image back to rounding, with all that it keeps.
     assert relative_by_image(shown["x0_again"], inverted).max() <= 1e-11
+    assert torch.equal(own, inverted)
+    assert relative_by_image(shown["x0_own"], own).max() <= 1e-12
+    assert relative_by_image(shown["x0_misses"], own).max() > 1e-4
 
 
 def test_the_new_solver_is_ab2_and_has_the_order_it_shows():

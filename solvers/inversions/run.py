@@ -17,6 +17,10 @@ from ..progress import Progress
 from ..sampling import denoise, sample
 from ..tables import StepTable
 
+# What a row costs that goes back through the network, in rows that go forward: the usual count, twice the arithmetic.
+# Without gradients of the weights the arithmetic is nearer to once, and what is kept for the way back costs memory.
+BACKWARD_ROWS = 2
+
 
 class CountedPrediction:
     """An x0_fn that knows which image every row belongs to, and counts the rows through the network for each image.
@@ -26,7 +30,8 @@ class CountedPrediction:
 
     def __init__(self, x0_fn: X0Fn, images: int) -> None:
         self.x0_fn = x0_fn
-        self.rows = torch.zeros(images, dtype=torch.int64)
+        with torch.inference_mode(False):  # or `pulled_back` could not count within inference mode
+            self.rows = torch.zeros(images, dtype=torch.int64)
 
     def for_images(self, images: Tensor) -> X0Fn:
         """The x0_fn whose row n belongs to image images[n].
@@ -48,6 +53,29 @@ class CountedPrediction:
         start = x.shape[1]
         x0_fn = self.for_images(images.repeat_interleave(start))
         return x0_fn(x.flatten(0, 1), torch.arange(1, start + 1).repeat(len(x))).view_as(x)
+
+    def pulled_back(
+        self, x: Tensor, i: int, images: Tensor, cotangent: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """D(x, i) of the states x (n, ...) of these images, and dD/dx transposed times cotangent(D), both like x.
+
+        Every row goes forward and back, and so counts 1 + BACKWARD_ROWS. TypeError where the x0_fn keeps no gradient.
+        It works within torch.no_grad and torch.inference_mode; the network's weights and contexts must not have been
+        made within the latter. A network that keeps no gradient itself, beneath a parameterisation that does, goes
+        unnoticed: the gradient is then that of the parameterisation.
+        """
+        with torch.inference_mode(False), torch.enable_grad():
+            leaf = x.detach().clone().requires_grad_()
+            data = self.for_images(images)(leaf, i)
+            if not data.requires_grad:
+                raise TypeError(
+                    "this inversion goes back through the network, and the x0_fn keeps no gradient: run the network "
+                    "without torch.no_grad, or take a method that needs none"
+                )
+            (product,) = torch.autograd.grad(data, leaf, cotangent(data.detach()))
+        rows = BACKWARD_ROWS * getattr(self.x0_fn, "rows_per_state", 1)
+        self.rows.index_add_(0, images, torch.full_like(images, rows))
+        return data.detach(), check_finite(product, "a gradient of the network")
 
 
 @dataclass(frozen=True)

@@ -184,6 +184,10 @@ def maker_and_items(**changes):
     return Maker(FakeModel(image_size=64), Choices(steps=4)), items
 
 
+def real_item(scans):
+    return items_of(choose({"scans": scans}, 1, None, LeftOut()), 0, ["exceptional"], [1.0], [2], None, None)[0]
+
+
 def test_the_true_states_of_a_generated_scan_are_a_run_that_ends_in_it(ran):
     maker, items = maker_and_items(generated=2)
     assert [(item.number, item.start) for item in items] == [(0, 2), (0, 4), (1, 2), (1, 4)]
@@ -219,6 +223,13 @@ def test_states_of_real_scans_are_compared_with_a_tight_inversion_or_it_is_said_
     assert cli.main(command(scans, tmp_path / "few", "--methods=naive", "--max-sweeps=1", "--reference=1e-12")) == 0
     off = cell(tmp_path / "few", "scans-0000/exceptional-scale1-start2", "naive", "0.05")
     assert off["states"] is None and off["reference"].startswith("the reference is off by ")
+    bench = measure.Bench(maker_and_items()[0].make(real_item(scans)), [0.05], 20, 1e-5)
+    bench.cell("naive", 0.05)
+    asked = {tolerance: made for (method, tolerance), (made, _) in bench._inverted.items() if method == "joint"}
+    assert set(asked) == {0.05, 1e-5} and asked[1e-5].errors <= 1e-5
+    bench = measure.Bench(maker_and_items()[0].make(real_item(scans)), [1e-7], 1, 1e-8)
+    bench.cell("naive", 1e-7)
+    assert {key for key in bench._inverted if key[0] == "joint"} == {("joint", 1e-7)}  # missed, and so no tighter one
 
 
 def test_the_bench_charges_no_method_for_what_it_measures_itself(ran):
@@ -541,7 +552,7 @@ def test_memory_is_measured_where_the_system_lets_it(monkeypatch):
 def test_a_way_back_that_overflows_is_infinite_and_no_error():
     maker, items = maker_and_items(starts=[4])
     problem = maker.make(items[0])
-    bench = measure.Bench(problem, 20)
+    bench = measure.Bench(problem, [0.05], 20)
     sampler = INVERSIONS["belm"].sampler
 
     def overflows(x, grid, x0_fn):

@@ -124,7 +124,7 @@ class Work:
         try:
             asked = self._asked(task)
             lacking = [cell for cell in self.cells if not whole(self._kept(task, asked, *cell))]
-            bench = Bench(task.make(), self.max_sweeps, self.reference) if lacking else None
+            bench = Bench(task.make(), self.tolerances, self.max_sweeps, self.reference) if lacking else None
         except Exception as error:  # as in batch: the others go on, whatever is wrong with one
             for cell in self.cells:
                 write_json(self.path(task, *cell), {**self._of(task, *cell), "error": record.told(error)})

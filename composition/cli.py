@@ -17,7 +17,7 @@ from sd21.command import Parser, folder, guarded
 from . import commands
 from .options import QUIET, add_fields, add_meaning, add_method, add_model, add_out, add_processes, numbers
 
-RESUMED = ("batch", "benchmark", "realism", "utility", "volume")
+RESUMED = ("batch", "benchmark", "inversions", "realism", "utility", "volume")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -176,6 +176,17 @@ def _add_utility(utility: argparse.ArgumentParser) -> None:
     add_fields(utility, "training", Training)
 
 
+def _add_inversions(inversions: argparse.ArgumentParser) -> None:
+    from .inversion_bench import command
+    from .inversion_bench.choices import Choices
+
+    inversions.set_defaults(command=commands.inversions)
+    command.add_options(inversions)
+    add_processes(inversions, "problems")
+    add_model(inversions)
+    add_fields(inversions, "the run that is inverted, and limits", Choices)
+
+
 def _add_settings(parser: argparse.ArgumentParser) -> None:
     from .settings import Settings
 
@@ -230,5 +241,13 @@ COMMANDS = {
         "that it has not seen. The same command resumes a run that was killed. Under torchrun, as for batch, several "
         "processes share the trainings out.",
         _add_utility,
+    ),
+    "inversions": (
+        "all inversions on one bench: error against rows, seconds and memory",
+        "Invert scans by every method of solvers.INVERSIONS, measure all of them in the same way, and say which of "
+        "them reaches a tolerance at the fewest rows through the network. Real scans and the model's own samples stay "
+        "apart. The same command resumes a run that was killed; with more methods it adds to one that is done. Under "
+        "torchrun, as for batch, several processes share the problems out.",
+        _add_inversions,
     ),
 }

@@ -178,3 +178,20 @@ def utility(options: argparse.Namespace) -> int:
     from .utility.training import Training
 
     return command.run(options, made_of(options, Training), shlex.join(options.arguments))
+
+
+def inversions(options: argparse.Namespace) -> int:
+    from .inversion_bench import command, run_inversions
+    from .inversion_bench.choices import Choices
+
+    request, load_model = command.request_of(options, made_of(options, Choices)), model_loader(options)
+    done = run_inversions(request, options.out, load_model, shlex.join(options.arguments), quiet=options.quiet)
+    if done is None:  # another rank speaks
+        return 0
+    text, errors = done
+    if not options.quiet:
+        print(text)
+    if errors:
+        print(f"error: {len(errors)} cells failed, see {options.out / 'errors.jsonl'}", file=sys.stderr)
+        return 1
+    return 0

@@ -30,6 +30,7 @@ from composition import Settings, cli, compose
 from composition.datasets.folders import read_folder as read_scans
 from composition.datasets.reading import LeftOut
 from composition.datasets.rules import Rules
+from composition.inversion_bench.choices import Choices as BenchChoices
 from composition.inversions import Trajectory
 from composition.placement import Sample
 from composition.realism.choices import Choices
@@ -766,6 +767,31 @@ def realism_command(draw: random.Random, folder: Path) -> None:
     assert len(error) <= 6000 and not (folder / "out").exists(), error
 
 
+def inversions_command(draw: random.Random, folder: Path) -> None:
+    """`inversions` with options that make no sense: refused in one line before any work, or a table of the scans."""
+    write_scans(folder / "scans")
+    given = {"scans": folder / "scans", "out": folder / "out", "count": 1, "methods": "naive", "starts": 2, "steps": 4}
+    options = [one.name.replace("_", "-") for one in fields(BenchChoices)]
+    lists = ["scales", "tolerance", "prompts", "prompt", "swap-prompt", "generated", "busi", "br35h"]
+    words = ("", "-1", "0", "1", "1,2", "1,", "nan", "inf", "1e300", "1" * 5000, "none", "naive,naive", "null,text")
+    words += ("a\nb", "\udcff", "/dev/zero", "é" * 300, folder, folder / "none", folder / "scans" / "m.png")
+    for name in draw.sample([*given, *options, *lists], draw.choice((1, 1, 2))):
+        given[name] = draw.choice(words)
+    output, said, sd21.load = io.StringIO(), io.StringIO(), lambda *_, **__: FakeModel(64)
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(said):
+        try:
+            code = cli.main(["inversions", *(f"--{name}={value}" for name, value in given.items()), "-q"])
+        except SystemExit as stop:
+            code = stop.code
+    told, out = said.getvalue(), Path(given["out"])
+    assert code in (0, 1, 2) and "Traceback" not in told, told
+    if code == 0:
+        assert (out / "table.md").read_text(encoding="utf-8").startswith("# The inversions on one bench")
+        return
+    (error,) = (line for line in told.splitlines() if line.startswith("error: "))
+    assert len(error) <= 6000 and (code == 1 or not (folder / "out").exists()), error
+
+
 def labelled_set(draw: random.Random, folder: Path) -> None:
     """Folders of labelled scans, as batch and as others leave them, with odd tables and damaged files: crops are of one
     size, and what is none is counted."""
@@ -790,6 +816,7 @@ def labelled_set(draw: random.Random, folder: Path) -> None:
 KINDS = {
     "reader sheet": Kind(reader_sheet, (SheetError,)),
     "realism command": Kind(realism_command, ()),
+    "inversions command": Kind(inversions_command, ()),
     "labelled set": Kind(labelled_set, (DatasetError,)),
     "image": Kind(image, (ScanError,)),
     "mask": Kind(mask, (ScanError,)),

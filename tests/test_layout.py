@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 # Inside `composition` imports point down this list only; parts of one line may import each other.
 LAYERS = (
     ("cli", "__main__", "commands", "options"),
-    ("benchmark", "mini", "realism", "utility"),
+    ("benchmark", "inversion_bench", "mini", "realism", "utility"),
     ("runs",),
     ("methods",),
     ("datasets",),

@@ -13,13 +13,16 @@ from .variants import Lineup
 PANELS, PANEL = 3, (4.2, 3.2)  # panels side by side, and the size of one in inches
 
 
-def check_matplotlib() -> None:
-    """Raise ImportError, which says what to do, if matplotlib is missing. Call it before the long work."""
+def check_matplotlib(what: str = "the plots of the ablations") -> None:
+    """Raise ImportError, which says what to do, if matplotlib is missing. Call it before the long work.
+
+    what: is drawn with it.
+    """
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise ImportError(
-            'the plots of the ablations take matplotlib; install the extra: pip install "tumour-composition[plots]"'
+            f'{what} take matplotlib; install the extra: pip install "tumour-composition[plots]"'
         ) from error
 
 

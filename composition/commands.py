@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -174,7 +173,7 @@ def realism(options: argparse.Namespace) -> int:
 
 
 def utility(options: argparse.Namespace) -> int:
-    from .utility import command
+    from .utility import command, log
     from .utility.training import Training
 
-    return command.run(options, made_of(options, Training), shlex.join(options.arguments))
+    return command.run(options, made_of(options, Training), log.line_of(options.arguments))

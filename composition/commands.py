@@ -143,7 +143,7 @@ def pair(options: argparse.Namespace) -> int:
     from .runs.pair_options import request_of
 
     rules = made_of(options, Rules)
-    drawn = run_pair(request_of(options), rules)
+    drawn = run_pair(request_of(options), rules, quiet=options.quiet)
     if not options.quiet:
         print(drawn)
     return 0

@@ -32,7 +32,8 @@ class Rules:
         default="near",
         metadata={
             "about": "near: the box lies in tissue (all that is brighter than air, bone too), as near as it can to "
-            "where the object lies in its own scan, relative to the size of the scans; anywhere: anywhere in tissue, drawn",
+            "where the object lies in its own scan, relative to the size of the scans; anywhere: anywhere in tissue, "
+            "drawn",
             "choices": ("near", "anywhere"),
         },
     )

@@ -231,8 +231,10 @@ COMMANDS = {
     "realism": (
         "how real composed tumours look, beside real ones; a blinded reader study",
         "Compare crops around composed tumours with crops around real ones: by a classifier that tries to tell them "
-        "apart, grey levels, radiomics and MMD, with real against real as the floor. The same command resumes a run "
-        "that was killed. --reader-study writes a study for human readers, and --score SHEET ... --key KEY scores it.",
+        "apart, grey levels, radiomics and MMD, with real against real as the floor. Each set takes "
+        "10 composites that can be used, and 40 or more for narrow intervals, and twice as many real scans. The same "
+        "command resumes a run that was killed. --reader-study writes a study for human readers, and --score SHEET ... "
+        "--key KEY scores it.",
         _add_realism,
     ),
     "utility": (

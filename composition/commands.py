@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -144,7 +143,7 @@ def pair(options: argparse.Namespace) -> int:
     from .runs.pair_options import request_of
 
     rules = made_of(options, Rules)
-    drawn = run_pair(request_of(options), rules)
+    drawn = run_pair(request_of(options), rules, quiet=options.quiet)
     if not options.quiet:
         print(drawn)
     return 0
@@ -174,18 +173,19 @@ def realism(options: argparse.Namespace) -> int:
 
 
 def utility(options: argparse.Namespace) -> int:
-    from .utility import command
+    from .utility import command, log
     from .utility.training import Training
 
-    return command.run(options, made_of(options, Training), shlex.join(options.arguments))
+    return command.run(options, made_of(options, Training), log.line_of(options.arguments))
 
 
 def inversions(options: argparse.Namespace) -> int:
     from .inversion_bench import command, run_inversions
     from .inversion_bench.choices import Choices
+    from .utility.log import line_of
 
     request, load_model = command.request_of(options, made_of(options, Choices)), model_loader(options)
-    done = run_inversions(request, options.out, load_model, shlex.join(options.arguments), quiet=options.quiet)
+    done = run_inversions(request, options.out, load_model, line_of(options.arguments), quiet=options.quiet)
     if done is None:  # another rank speaks
         return 0
     text, errors = done

@@ -1,7 +1,8 @@
 """This module makes the options that several commands share, and reads what users write in them.
 
 Of a dataclass it makes an option for every field, and the dataclass of the options: a field's metadata say what it is
-"about" and which "choices" it has, as those of Settings and Limits do, so that a new field is an option at once.
+"about", which "choices" it has and between which numbers of its "range" it lies, as those of Settings and Limits do, so
+that a new field is an option at once.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ def add_fields(parser: argparse.ArgumentParser, title: str, kind: type) -> None:
             how["choices"] = tuple(choices)
         else:
             how["type"] = number_or_none(get_args(of)[0]) if get_args(of) else of
-        about = field.metadata["about"] + ("" if field.default is None else f" (default: {field.default})")
+        limits = "{} to {}; ".format(*field.metadata["range"]) if "range" in field.metadata else ""
+        about = field.metadata["about"] + ("" if field.default is None else f" ({limits}default: {field.default})")
         group.add_argument("--" + field.name.replace("_", "-"), help=about.replace("%", "%%"), **how)
 
 

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from composition import Settings
 from composition.runs.batch import run_batch
 from composition.runs.limits import Limits
 from composition.runs.manifest import read_manifest
+from composition.runs.ranks import Ranks
 from sd21.folders import FolderError
 
 ROOT = Path(__file__).parent.parent
@@ -342,3 +344,16 @@ def test_the_layout_is_an_image_folder(tmp_path):
     # Every image in the folder has its row, because the builder takes all images and wants metadata of each.
     listed = {record[name] for record in records(tmp_path) for name in ("file_name", "mask_file_name")}
     assert {str(path.relative_to(out)) for path in out.rglob("*.png")} == listed
+
+
+def test_the_bar_of_rank_0_comes_to_its_end_though_another_rank_has_the_last_item(capsys):
+    ranks = Ranks("two ranks")
+    ranks.store.add("taken", 1)  # by another rank, which is at work on it until rank 0 has none left
+    timer = threading.Timer(0.1, ranks.store.add, ("finished", 1))
+    done = []
+    for item in ranks.share("abc", title="items", quiet=False):
+        done.append(item)
+        if item == "c":
+            timer.start()
+    timer.join()
+    assert done == ["b", "c"] and capsys.readouterr().err.rstrip().split("\r")[-1].startswith("items: 100%")

@@ -213,7 +213,9 @@ def test_bad_rows_are_announced_once_and_when_they_happen(scans, monkeypatch, ca
     assert [line[:17] for line in found] == ["bad row: line 2, ", "bad row: line 4: ", "bad row: line 3, "]
     assert "none.png" in found[0] and "case2: BlankError" in found[2]
     assert told.index("bad row: line 3") < told.index("error: 3 of 4 rows")
-    assert "Now: 1 composites in " in output and " an hour" in output
+    assert "Now: 1 composites in " in output and " an hour, start-up not counted" in output
+    assert "\n  contrast (1 is right): median " in output
+    assert "\n  contrast_composite (grey levels of 255): median " in output
     assert 'load_dataset("imagefolder", data_files=' in output
 
 

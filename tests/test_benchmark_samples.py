@@ -139,11 +139,11 @@ def test_box_moves_to_the_nearest_place_in_tissue():
         ((0, 40, 20, 60), "touches the border"),
         ((40, 40, 60, 160), "touches the border"),
         ((40, 40, 55, 50), None),  # 15 of 240 and 10 of 160 are 1/16
-        ((40, 40, 54, 60), "too small"),
-        ((40, 40, 60, 49), "too small"),
+        ((40, 40, 54, 60), "shorter than 0.0625 of its scan along one axis (smallest)"),
+        ((40, 40, 60, 49), "shorter than 0.0625 of its scan along one axis (smallest)"),
         ((40, 10, 200, 116), None),  # 160 of 240 is 2/3, and 106 of 160 just below
-        ((40, 10, 201, 60), "covers most"),
-        ((40, 10, 60, 117), "covers most"),
+        ((40, 10, 201, 60), "longer than 0.667 of its scan along one axis (largest)"),
+        ((40, 10, 60, 117), "longer than 0.667 of its scan along one axis (largest)"),
     ],
 )
 def test_unsuitable_objects(box, reason):
@@ -342,12 +342,12 @@ def test_samples_of_real_scans(tmp_path):
         assert tissue_mask(sample.background)[sample.user_mask].all()
     assert drawn.left_out["br35h"].counts == {
         "file equal to an earlier one": 1,
-        "object is too small": 3,
+        "object is too small: shorter than 0.0625 of its scan along one axis (smallest)": 3,
         "object touches the border of its scan": 4,
     }
     assert drawn.left_out["busi"].counts == {
         "file equal to an earlier one": 1,
-        "object covers most of its scan": 78,
-        "object is too small": 10,
+        "object is too large: longer than 0.667 of its scan along one axis (largest)": 78,
+        "object is too small: shorter than 0.0625 of its scan along one axis (smallest)": 10,
         "object touches the border of its scan": 12,
     }

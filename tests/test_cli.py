@@ -213,6 +213,14 @@ def test_every_setting_has_an_option_with_its_default_and_help(capsys):
         assert all(f"--{field.replace('_', '-')}" in text for field in asdict(Settings()))
 
 
+def test_the_help_tells_between_which_numbers_a_number_lies(capsys):
+    with pytest.raises(SystemExit):
+        cli.build_parser("realism").parse_args(["realism", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "smaller ones are left out (63 to 512; default: 64)" in text
+    assert "10 composites that can be used, and 40 or more" in text
+
+
 def test_every_limit_has_an_option_of_batch_alone(capsys):
     def limits(*given):
         return made_of(cli.build_parser("batch").parse_args(["batch", "m.jsonl", "--out", "d", *given]), Limits)

@@ -245,8 +245,14 @@ def test_what_is_told_to_load_is_there(scans, tmp_path):
     out = run(scans, [row(0, split="val"), row(1, split="test")], "coco")
     assert f'COCO("{out}/coco/annotations_test.json")' in Export("coco").loads(out)
     out = run(scans, [row(0, split="val"), row(1, split="train")], "coco")
-    assert f'COCO("{out}/coco/annotations_train.json")' in Export("coco").loads(out)
-    assert "nnUNet_raw='my data/nnunet' nnUNetv2_plan" in Export("nnunet").loads(Path("my data"))
+    of_both = [f'COCO("{out}/coco/annotations_{split}.json")' for split in ("train", "val")]
+    assert f"pycocotools.coco.{of_both[0]}, pycocotools.coco.{of_both[1]};" in Export("coco").loads(out)
+    run(scans, [row(0), row(1)], "imagefolder")
+    assert f'data_files={{"train": "{out}/metadata.jsonl"}})' in Export().loads(out)
+    run(scans, [row(0, split="val"), row(1, split="train")], "imagefolder")
+    assert f'("imagefolder", data_dir="{out}/imagefolder")' in Export().loads(out)
+    told = "nnUNet_raw='my data/nnunet' nnUNet_preprocessed='my data/nnunet_preprocessed' nnUNetv2_plan"
+    assert told in Export("nnunet").loads(Path("my data"))
 
 
 @pytest.fixture

@@ -13,13 +13,14 @@ from composition_files import tree
 from fake_model import FakeModel
 from folder_scans import SIZE, coco_file, disc, draw_folders, head, runs_of, save, spot_of, via_file
 from medical_files import dicom_file, nifti_file
+from PIL import Image
 
 from composition import cli
 from composition.datasets import folders
 from composition.datasets.folders import read_folder
 from composition.datasets.outlines import coco_mask
 from composition.datasets.reading import LeftOut
-from composition.datasets.rules import Rules
+from composition.datasets.rules import BENCHMARK, Rules, place_object
 from composition.datasets.tissue import tissue_mask
 from composition.placement import bounding_box, fit_object, in_common_terms, true_scale
 from composition.runs.batch import run_batch
@@ -28,6 +29,7 @@ from composition.runs.manifest import read_manifest
 from composition.runs.pair import PairRequest, run_pair
 from composition.scans.errors import DatasetError
 from composition.scans.images import read_mask, read_scan
+from composition.scans.slices import Meaning
 from composition.settings import Settings
 from sd21.folders import LOCK, FolderError
 
@@ -150,6 +152,19 @@ def test_near_is_where_the_object_lies_and_mirrored_where_it_is(tmp_path):
         assert abs(left + (w - 1) / 2 - (SIZE[1] - 1 - x if flipped else x)) <= 1
         assert abs(top + (h - 1) / 2 - y) <= 1
     assert seen == {True, False}
+
+
+def test_a_margin_is_left_to_the_border_but_not_in_the_benchmark():
+    """The object lies at the upper left corner of a scan that is twice as large as the background."""
+    mask = np.zeros((120, 160), dtype=bool)
+    mask[1:21, 1:21] = True
+    tissue, meaning = np.ones((60, 80), dtype=bool), Meaning()
+    assert place_object(tissue, mask, meaning, meaning, BENCHMARK).box == (0, 0, 10, 10)
+    assert place_object(tissue, mask, meaning, meaning, Rules()).box == (1, 1, 10, 10)
+    anywhere = Rules(place="anywhere", margin=24)
+    boxes = {place_object(tissue, mask, meaning, meaning, anywhere, (seed,)).box for seed in range(400)}
+    assert {y for _, y, *_ in boxes} == {24, 25, 26} and {x for x, *_ in boxes} == set(range(24, 47))
+    assert place_object(tissue, mask, meaning, meaning, Rules(margin=26)) is None
 
 
 def test_a_smaller_count_is_the_beginning_of_a_larger_one(tmp_path):
@@ -593,9 +608,23 @@ def test_the_command_draws_what_batch_reads(tmp_path, capsys):
     root = draw_folders(tmp_path)
     arguments = command(root, tmp_path / "m.jsonl", size_jitter=0.2, rotate=10, split="train=3/4,test=1/4")
     assert cli.main([*arguments, "--flip"]) == 0
-    assert "4 pairs; objects: 4, backgrounds: 4; splits: 3 train, 1 test" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "4 pairs; objects: 4, backgrounds: 4; splits: 3 train, 1 test" in told.out and told.err == ""
+    assert f"\nmasks: {tmp_path / 'm_masks'}\n" in told.out
     check_rows(tmp_path / "m.jsonl", Rules(size_jitter=0.2, rotate=10.0, flip=True))
     assert rows_of(tmp_path / "m.jsonl")[0]["prompt"] == PROMPT
+
+
+def test_bars_tell_on_a_terminal_how_far_it_is(tmp_path, capsys, monkeypatch):
+    root = draw_folders(tmp_path)
+    Image.new("L", (80, 60)).save(root / "free" / "black.png")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert cli.main([*command(root, tmp_path / "m.jsonl"), "-q"]) == 0
+    assert capsys.readouterr().err == ""
+    assert cli.main(command(root, tmp_path / "m.jsonl")) == 0
+    told = capsys.readouterr()
+    assert "reading" in told.err and "drawing" in told.err and told.err.endswith("\r")
+    assert f"left out, by name in {tmp_path / 'm_left_out.json'}:\n1 x image is blank: black.png" in told.out
 
 
 @pytest.mark.parametrize(

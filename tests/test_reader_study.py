@@ -75,6 +75,19 @@ def test_the_key_is_true(sets, written):
             assert here == pytest.approx(there, abs=3)  # of 255: a pixel's rounding of the place
 
 
+def test_what_to_do_with_a_study_is_told(sets, written, tmp_path, capsys):
+    assert cli.main([one for one in command(sets, written, "--reader-study") if one != "-q"]) == 0
+    *_, told = capsys.readouterr().out.splitlines()
+    assert f"give readers the folder {written / STUDY} alone" in told
+    line = told.split("Score what they send back: python -m composition ")[1]
+    sheet = tmp_path / "sheet.csv"
+    blank = (written / STUDY / "sheet.csv").read_text()
+    assert blank.startswith("reader,crop,answer (real or synthetic),confidence (1 to 5)\n")
+    sheet.write_text(blank.replace(",,\n", ",real,3\n"))
+    assert cli.main(line.replace("sheet.csv", str(sheet)).split()) == 0
+    assert f"| reader 1 | real | {2 * EACH} | {2 * EACH} | 100%" in capsys.readouterr().out
+
+
 def test_nothing_but_the_pixels_tells_what_a_crop_is(written):
     crops = sorted((written / STUDY / "crops").iterdir())
     assert [path.name for path in crops] == [f"{number:04d}.png" for number in range(1, 4 * EACH + 1)]

@@ -193,6 +193,10 @@ def test_the_table_tells_that_a_set_is_of_few_scans():
     notes = [line for line in table.markdown(found, Choices(), {}).splitlines() if " backgrounds, and " in line]
     (note,) = notes
     assert re.match(r"- The 12 crops of few are of 12 objects in 4 backgrounds, .* p is 0\.12 or more\.$", note)
+    assert "**Warning:**" not in table.markdown(found, Choices(), {})
+    found[REAL] = found[REAL] | {"figures": {"accuracy": {"value": 0.3, "low": 0.1, "high": 0.45}}}
+    told = "the floor's own interval, 10 to 45 % right, misses 50 %"
+    assert told in table.markdown(found, Choices(), {}).split("Standardised")[0]
 
 
 def test_backgrounds_that_are_near_duplicates_are_one(monkeypatch):

@@ -2,6 +2,7 @@
 whether composites help is tested in test_utility_command.py."""
 
 import json
+import re
 import shutil
 import sys
 from collections import Counter
@@ -170,7 +171,7 @@ def test_one_seed_says_nothing_of_others():
     assert intervals(np.ones((1, 3)), range(3))[1] is None and less["interval_with_seeds"] is None
     draw = {"size": 4, "composites_used": 0, "composed": 0, "more_real": 0}
     text = markdown({**made, "draws": [draw]}, asdict(Training()), LeftOut(), [])
-    assert "| +0.050 [+0.000, +0.100] (–) |" in text
+    assert "| +0.050 – (scans alone: [+0.000, +0.100]) |" in text and "| scans with any false positive |" in text
 
 
 def training(arm: str, seed: int, dice: list[float]) -> dict:
@@ -201,7 +202,8 @@ def test_one_seed_has_no_interval_over_seeds():
     draws = [{"size": 4, "seed": 0, "composites_used": 1, "composed": 1, "more_real": 0}]
     made = tabulate(found, draws, ["t"])
     assert made["blocks"][0]["lines"][1]["less"]["real"]["interval_with_seeds"] is None
-    assert "] (–) |" in markdown(made, asdict(Training()), LeftOut(), [])
+    text = markdown(made, asdict(Training()), LeftOut(), [])
+    assert re.search(r" – \(scans alone: \[[^]]*\]\) \|", text) and "| minus real | minus copy-paste |" in text
 
 
 def request(folder: Path, **changes) -> UtilityRequest:

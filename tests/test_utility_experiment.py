@@ -147,10 +147,10 @@ def test_a_step_is_written_down_as_a_user_would_type_it_and_leaves_the_last_word
     for environment, said in ((os.environ, "\ninterrupted: go on\n"), (os.environ | {STEP: "1"}, "")):
         done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
         assert (done.returncode, done.stderr) == (INTERRUPTED, said)
-    with pytest.raises(ValueError, match="the step ended with the exit code 2: pair of a user; mend it"):
+    with pytest.raises(ValueError, match="the exit code 2: python -m composition pair of a user; mend it"):
         experiment._step(["pair", "--nothing"], 1, tmp_path, told=["pair", "of", "a", "user"])
     (entry,) = read_json_lines(tmp_path / "commands.jsonl")
-    assert entry["command"] == "pair of a user" and entry["code"] == 2
+    assert entry["command"] == "python -m composition pair of a user" and entry["code"] == 2
 
 
 def test_the_kinds_are_what_their_names_say():

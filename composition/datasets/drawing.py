@@ -101,7 +101,13 @@ def build_benchmark(
 
 
 def draw_pairs(
-    dataset: Dataset, count: int, seed: int, rules: Rules = BENCHMARK, *, by_content: bool = False
+    dataset: Dataset,
+    count: int,
+    seed: int,
+    rules: Rules = BENCHMARK,
+    *,
+    by_content: bool = False,
+    tell: Callable[[], object] = lambda: None,
 ) -> tuple[list[Pair], LeftOut]:
     """`count` pairs, and all that was left out on the way, the dataset's own report included.
 
@@ -110,7 +116,7 @@ def draw_pairs(
     the object goes to the end of the queue, or leaves it where `per_object` rows have it; and when all backgrounds had
     their turn, the next round begins, `per_background` in all. A background gets an object again only when it has had
     all others that it has room for, and only if another place or variation is drawn. Of equal files only the first is
-    used. A smaller count gives the beginning of a larger one.
+    used. A smaller count gives the beginning of a larger one. `tell` is called for each pair.
     Raises DatasetError if there are fewer than `count`.
     """
     keys = Keys(dataset, by_content)
@@ -147,6 +153,7 @@ def draw_pairs(
                 if place is not None and place not in earlier:
                     number = f"{dataset.name}-{len(pairs):03d}"
                     pairs.append(Pair(number, dataset, background, obj, place.box, tissue.shape, place.variation))
+                    tell()
                     used[obj.path] += 1
                     earlier.append(place)
                     objects.remove(obj)

@@ -4,7 +4,9 @@ of all datasets share it, so that the drawing of samples sees only one form."""
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -92,8 +94,22 @@ class Published:
     samples: int
 
 
+_TELL: ContextVar[Callable[[], object]] = ContextVar("tell", default=lambda: None)
+
+
+@contextmanager
+def telling(tell: Callable[[], object]) -> Iterator[None]:
+    """Within the block, `tell` is called at every scan that a reader of a dataset comes to: thousands take seconds."""
+    before = _TELL.set(tell)
+    try:
+        yield
+    finally:
+        _TELL.reset(before)
+
+
 def scan_size(path: Path, left_out: LeftOut) -> tuple[int, int] | None:
     """The (height, width) of a scan, or None and a count if it cannot be used."""
+    _TELL.get()()
     if not split_slice(path)[0].is_file():
         left_out.add("image is missing", path.name)
         return None

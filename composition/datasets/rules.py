@@ -31,8 +31,9 @@ class Rules:
     place: str = field(
         default="near",
         metadata={
-            "about": "near: the box lies in tissue, as near as it can to where the object lies in its own scan, "
-            "relative to the size of the scans; anywhere: anywhere in tissue, drawn",
+            "about": "near: the box lies in tissue (all that is brighter than air, bone too), as near as it can to "
+            "where the object lies in its own scan, relative to the size of the scans; anywhere: anywhere in tissue, "
+            "drawn",
             "choices": ("near", "anywhere"),
         },
     )
@@ -59,6 +60,7 @@ class Rules:
         0.0,
         3.0,
     )
+    margin: int = ranged(1, "pixels that are left between the box and the border of the background", 0, 10**4)
     # A box shorter than 1/16 of its scan is shorter than 4 cells of a 64 x 64 latent; one longer than 2/3 of it carries
     # more of its own scan than is left of the background.
     smallest: float = ranged(
@@ -77,7 +79,7 @@ class Rules:
         return bool(self.size_jitter or self.flip or self.rotate or self.deform or self.contrast)
 
 
-BENCHMARK = Rules(per_background=1, per_object=1)
+BENCHMARK = Rules(per_background=1, per_object=1, margin=0)
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,8 @@ def unsuitable(mask: np.ndarray, rules: Rules = BENCHMARK) -> str | None:
     """The reason why an object is not used, or None. mask: the object's, bool (H, W).
 
     There are three reasons: the object touches the border of its scan, so that a part may be cut off; its bounding box
-    is shorter than `smallest` of the scan along either axis; or the box is longer than `largest` of it.
+    is shorter than `smallest` of the scan along either axis; or the box is longer than `largest` of it. The last two
+    name the rule.
     """
     height, width = mask.shape
     x0, y0, x1, y1 = bounding_box(mask)
@@ -100,9 +103,9 @@ def unsuitable(mask: np.ndarray, rules: Rules = BENCHMARK) -> str | None:
         return "object touches the border of its scan"
     sides = ((x1 - x0, width), (y1 - y0, height))
     if any(side < _exact(rules.smallest) * length for side, length in sides):
-        return "object is too small"
+        return f"object is too small: shorter than {rules.smallest:.3g} of its scan along one axis (smallest)"
     if any(side > _exact(rules.largest) * length for side, length in sides):
-        return "object covers most of its scan"
+        return f"object is too large: longer than {rules.largest:.3g} of its scan along one axis (largest)"
     return None
 
 
@@ -184,15 +187,18 @@ def _true_box(
 def _corner(
     tissue: np.ndarray, size: tuple[int, int], mask: np.ndarray, rules: Rules, words: tuple
 ) -> tuple[int, int] | None:
-    """The left upper corner x, y of a box of this width and height that lies wholly in tissue, or None. mask: the
-    object's in its own scan, mirrored if it is."""
+    """The left upper corner x, y of a box of this width and height that lies wholly in tissue, with the rules' margin
+    to the border of the scan, or None. mask: the object's in its own scan, mirrored if it is."""
     (w, h), (height, width), (object_height, object_width) = size, tissue.shape, mask.shape
-    if w > width or h > height:
+    if w > width - 2 * rules.margin or h > height - 2 * rules.margin:
         return None
     sums = np.zeros((height + 1, width + 1), dtype=np.int64)
     sums[1:, 1:] = tissue.cumsum(axis=0).cumsum(axis=1)
     covered = sums[h:, w:] - sums[:-h, w:] - sums[h:, :-w] + sums[:-h, :-w]
-    rows, columns = np.nonzero(covered == w * h)
+    free = covered == w * h
+    free[: rules.margin] = free[height - h - rules.margin + 1 :] = False
+    free[:, : rules.margin] = free[:, width - w - rules.margin + 1 :] = False
+    rows, columns = np.nonzero(free)
     if len(rows) == 0:
         return None
     if rules.place == "anywhere":

@@ -20,6 +20,14 @@ VALUES = (-1, 1)
 LEAST_OWN_CONTRAST = 5.0
 # Greys up to BLACK are air and no tissue. The half level keeps rounding away from the comparison.
 AIR = 255 * BLACK + 0.5
+# What the numbers of LabelTruth are, for those that are not plain shares.
+MEANINGS = {
+    "contrast": "1 is right",
+    "contrast_composite": "grey levels of 255",
+    "contrast_own": "grey levels of 255",
+    "grey_shift": "grey levels of 255",
+    "cells": "latent cells",
+}
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,10 @@ def run(options: argparse.Namespace, choices: Choices) -> int:
     text = run_realism(request, options.out, choices, reader_study=options.reader_study, quiet=options.quiet)
     if not options.quiet:
         print(text)
+        if options.reader_study:
+            from .study import told
+
+            print(told(options.out))
     return 0
 
 

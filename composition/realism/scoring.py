@@ -135,7 +135,7 @@ def _rows(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]
     delimiter = max(",;\t", key=first.count)
     try:
         table = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, restval="")
-        names = [name.strip().lower() for name in table.fieldnames or ()]
+        names = [name.split("(")[0].strip().lower() for name in table.fieldnames or ()]  # as of HEADINGS
         if missing := [name for name in columns if names.count(name) != 1]:
             raise SheetError(
                 f"{path} has not one column {' and one '.join(missing)}; expected a first line {', '.join(columns)}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 from importlib import resources
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from ..tables import csv_text
 from .choices import Choices
 from .crops import at_size, grey_view
 from .groups import Contest, Placed, matched, ranked
-from .names import KEY, KEY_COLUMNS, REAL, SHEET, STUDY
+from .names import HEADINGS, KEY, KEY_COLUMNS, REAL, STUDY
 
 SIDE = 256  # pixels; crops are enlarged to it or shrunk, all by one filter
 DATE = 946_684_800  # of all files, in seconds: the first of January 2000
@@ -51,10 +52,20 @@ def write(out: Path, contests: list[Contest], real: list[Placed], choices: Choic
         for name, (_, one) in zip(names, order, strict=True):
             crop = at_size(grey_view(one.crop.path), one.crop.box, SIDE)
             Image.frombytes("L", crop.size, crop.tobytes()).save(folder / "crops" / f"{name}.png", compress_level=0)
-        (folder / "sheet.csv").write_text(csv_text(SHEET, [("", name, "", "") for name in names]), encoding="utf-8")
+        (folder / "sheet.csv").write_text(csv_text(HEADINGS, [("", name, "", "") for name in names]), encoding="utf-8")
         (folder / "index.html").write_text(page(names), encoding="utf-8")
         for one in (*folder.rglob("*"), folder):
             os.utime(one, (DATE, DATE))
+
+
+def told(out: Path) -> str:
+    """What one does with a study that lies in OUT."""
+    key = out / KEY / "key.csv"
+    return (
+        f"Reader study: give readers the folder {out / STUDY} alone (they open index.html, or fill in sheet.csv), and "
+        f"keep {key} from them. Score what they send back: python -m composition realism --score sheet.csv --key "
+        f"{shlex.quote(str(key))}"
+    )
 
 
 def choose(contests: list[Contest], real: list[Placed], choices: Choices) -> list[tuple[str, Placed]]:

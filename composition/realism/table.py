@@ -40,12 +40,26 @@ def markdown(found: dict[str, dict], choices: Choices, left_out: dict[str, dict[
     for name, of in found.items():
         cells = [_cell(of["figures"].get(measure), times, form) for _, measure, times, form in columns]
         text.append(markdown_line([name, *cells, f"2 x {of['crops']}", f"{of['seconds']:.0f}"]))
+    text += _floor_doubted(found[REAL])
     text += ["", "Standardised differences of the features (above 0: more than in real tumours):", ""]
     names = [f"{feature} {region}" for region in radiomics.REGIONS for feature in radiomics.FEATURES]
     text += markdown_head(["feature", *found])
     for name in names:
         text.append(markdown_line([name, *(_cell(of["figures"].get(name), 1, "+.2f") for of in found.values())]))
     return "\n".join([*text, "", *(f"- {note}" for note in _notes(found, choices, left_out))]) + "\n"
+
+
+def _floor_doubted(floor: dict) -> list[str]:
+    """A warning where the classifier tells real scans from real ones, or calls them wrong more often than chance."""
+    low, high = (floor["figures"]["accuracy"][name] for name in ("low", "high"))
+    if low <= 0.5 <= high:
+        return []
+    return [
+        "",
+        f"**Warning:** the floor's own interval, {100 * low:.0f} to {100 * high:.0f} % right, misses 50 %, though "
+        f"there is nothing to tell apart. 2 x {floor['crops']} crops are too few for these intervals: give more scans, "
+        "or more --seeds, before you read the classifier's columns.",
+    ]
 
 
 def _notes(found: dict[str, dict], choices: Choices, left_out: dict[str, dict[str, int]]) -> list[str]:

@@ -97,10 +97,10 @@ def coco(table: Table, out: Path, folder: Path, export: Export) -> list[str]:
     return []
 
 
-def annotations_of(out: Path) -> Path:
-    """The file of the split train, or else of the first split that there is."""
+def annotations_of(out: Path) -> list[Path]:
+    """The files of all splits that there are, that of train first."""
     train = out / "coco" / f"annotations_{TRAIN}.json"
-    return train if train.exists() else next(iter(sorted((out / "coco").glob("annotations_*.json"))), train)
+    return sorted((out / "coco").glob("annotations_*.json"), key=lambda path: (path != train, path)) or [train]
 
 
 def run_lengths(mask: np.ndarray) -> list[int]:
@@ -148,23 +148,32 @@ LAYOUTS = {
     "imagefolder": Layout(
         "Hugging Face's image folder (OUT itself; with splits, OUT/imagefolder)",
         lambda out, _: (
-            f'datasets.load_dataset("imagefolder", data_files={{"train": "{out}/metadata.jsonl"}}); with splits, '
-            f'data_dir="{out}/imagefolder"; datasets 3.4.0 or newer'
+            'datasets.load_dataset("imagefolder", '
+            + (
+                f'data_dir="{out}/imagefolder")'
+                if (out / "imagefolder").is_dir()
+                else f'data_files={{"train": "{out}/metadata.jsonl"}})'
+            )
+            + "; datasets 3.4.0 or newer"
         ),
         image_folder,
     ),
     "nnunet": Layout(
         "nnU-Net v2's raw format in OUT/nnunet",
         lambda out, export: (
-            f"nnUNet_raw={shlex.quote(f'{out}/nnunet')} nnUNetv2_plan_and_preprocess -d {export.dataset_id} "
-            "--verify_dataset_integrity"
+            f"nnUNet_raw={shlex.quote(f'{out}/nnunet')} "
+            f"nnUNet_preprocessed={shlex.quote(f'{out}/nnunet_preprocessed')} "
+            f"nnUNetv2_plan_and_preprocess -d {export.dataset_id} --verify_dataset_integrity"
         ),
         write_nnunet,
         check_nnunet,
     ),
     "coco": Layout(
         "COCO's annotations in OUT/coco",
-        lambda out, _: f'pycocotools.coco.COCO("{annotations_of(out)}"); names of images are relative to {out}/coco',
+        lambda out, _: (
+            f"{', '.join(f'pycocotools.coco.COCO({json.dumps(str(path))})' for path in annotations_of(out))}; names of "
+            f"images are relative to {out}/coco"
+        ),
         coco,
     ),
 }

@@ -17,10 +17,12 @@ import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
+
+from tqdm import tqdm
 
 from sd21.files import json_lines, write_json, write_text
 from sd21.folders import FolderError, check_untaken, owned
@@ -61,10 +63,12 @@ class PairRequest:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A manifest on disk. left_out: what was not used. objects, backgrounds: how many different ones it has. splits:
-    its rows by split."""
+    """A manifest on disk, and the folder and the list that belong to it. left_out: what was not used. objects,
+    backgrounds: how many different ones it has. splits: its rows by split."""
 
     manifest: Path
+    masks: Path
+    listed: Path
     rows: int
     objects: int
     backgrounds: int
@@ -75,12 +79,18 @@ class Drawn:
         splits = ", ".join(f"{count} {name}" for name, count in self.splits.items())
         told = f"{self.manifest}: {self.rows} pairs; objects: {self.objects}, backgrounds: {self.backgrounds}"
         told += f"; splits: {splits}" if splits else ""
-        return told + (f"\nleft out:\n{self.left_out}" if self.left_out.names else "")
+        told += f"\nmasks: {self.masks}"
+        return told + (f"\nleft out, by name in {self.listed}:\n{self.left_out}" if self.left_out.names else "")
 
 
-def run_pair(request: PairRequest, rules: Rules) -> Drawn:
+def bar(title: str, quiet: bool, **keywords) -> tqdm:
+    """A progress bar, which goes when it is done, and shows on a terminal alone."""
+    return tqdm(desc=title, disable=True if quiet else None, leave=False, **keywords)
+
+
+def run_pair(request: PairRequest, rules: Rules, *, quiet: bool = True) -> Drawn:
     """Draw the pairs and write the manifest and what belongs to it. A manifest that is there already stays if it is the
-    same.
+    same. quiet: no progress bar.
 
     Raises DatasetError where fewer pairs can be drawn than were asked for, and FolderError where another manifest is
     there, a list that no `pair` has written, or where results would lie among the scans; nothing is written then.
@@ -101,7 +111,8 @@ def run_pair(request: PairRequest, rules: Rules) -> Drawn:
         warnings.warn(
             f"--patient {request.patient.pattern} matches no file's name, so no patient is known", stacklevel=2
         )
-    parts, left_out = _drawn(request, dataset, rules, keys, patients)
+    with bar("drawing", quiet, total=request.count) as drawing:
+        parts, left_out = _drawn(request, dataset, rules, keys, patients, drawing.update)
     rows, files = [], {}
     for split, pairs in parts:
         for pair in pairs:
@@ -119,7 +130,7 @@ def run_pair(request: PairRequest, rules: Rules) -> Drawn:
         write_json(rest, left_out.names)
     used = [{row[name] for row in rows} for name in ("object", "background")]
     splits = {name: len(pairs) for name, pairs in parts if name is not None}
-    return Drawn(request.out, len(rows), *map(len, used), splits, left_out)
+    return Drawn(request.out, masks, rest, len(rows), *map(len, used), splits, left_out)
 
 
 class Patients:
@@ -197,11 +208,16 @@ def _named(dataset: Dataset) -> Dataset:
 
 
 def _drawn(
-    request: PairRequest, dataset: Dataset, rules: Rules, keys: Keys, patients: Patients
+    request: PairRequest,
+    dataset: Dataset,
+    rules: Rules,
+    keys: Keys,
+    patients: Patients,
+    tell: Callable[[], object],
 ) -> tuple[list[tuple[str | None, list[Pair]]], LeftOut]:
     """The pairs of each split, in the order of its names, and all that was left out."""
     if not request.split:
-        pairs, left_out = draw_pairs(dataset, request.count, request.seed, rules, by_content=True)
+        pairs, left_out = draw_pairs(dataset, request.count, request.seed, rules, by_content=True, tell=tell)
         return [(None, pairs)], left_out
     counts = _counts(request.count, request.split)
     if 0 in counts.values():
@@ -220,7 +236,7 @@ def _drawn(
             backgrounds=[path for path in dataset.backgrounds if split_of[group_of[path]] == name],
             left_out=LeftOut(),
         )
-        pairs, left_out = draw_pairs(part, count, request.seed, rules, by_content=True)
+        pairs, left_out = draw_pairs(part, count, request.seed, rules, by_content=True, tell=tell)
         merged.add_all(left_out)
         parts.append((name, pairs))
     return parts, merged

@@ -10,11 +10,12 @@ from pathlib import Path
 
 from sd21.words import one_line, shown
 
-from ..datasets import DATASETS
+from ..datasets import DATASETS, Dataset
 from ..datasets.folders import read_folder
+from ..datasets.reading import telling
 from ..scans.errors import DatasetError
 from .columns import SPLITS
-from .pair import SPLIT_BY, PairRequest
+from .pair import SPLIT_BY, PairRequest, bar
 
 NAME = "pair"  # the first part of the ids of a user's own scans
 
@@ -38,7 +39,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="another seed draws other pairs (default: %(default)s)")
     parser.add_argument("--prompt", help='as "An MRI scan of a cancerous brain"; the published datasets have their own')
     parser.add_argument("--out", required=True, type=_file, metavar="FILE", help="the manifest")
-    parser.add_argument("-q", "--quiet", action="store_true", help="no messages")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress bars, no messages")
     split = parser.add_argument_group("splits and patients")
     split.add_argument(
         "--split", type=_split, default=(), metavar="NAME=SHARE,...", help="as train=0.8,val=0.1,test=0.1"
@@ -71,6 +72,16 @@ def request_of(options: argparse.Namespace) -> PairRequest:
         raise ValueError(f"expected --backgrounds and --objects, or one of {names}; got {given}")
     if own and options.prompt is None:
         raise ValueError('--prompt is missing; say what the scans are, as --prompt "An MRI scan of a cancerous brain"')
+    with bar("reading", options.quiet, unit=" scans") as read, telling(read.update):
+        dataset, roots = _read(options, folders, published)
+    wanted = ("count", "seed", "out", "prompt", "split", "split_by", "patient")
+    return PairRequest(dataset, roots, **{name: getattr(options, name) for name in wanted})
+
+
+def _read(
+    options: argparse.Namespace, folders: dict[str, Path | None], published: list[str]
+) -> tuple[Dataset, tuple[Path, ...]]:
+    """The scans, and the folders and files that they lie in."""
     if published:
         root = getattr(options, published[0])
         if options.label is not None:
@@ -93,8 +104,7 @@ def request_of(options: argparse.Namespace) -> PairRequest:
             if not some:
                 why = f"; left out:\n{dataset.left_out}" if dataset.left_out.names else ""
                 raise DatasetError(f"{path} holds no {what} that can be used{why}")
-    wanted = ("count", "seed", "out", "prompt", "split", "split_by", "patient")
-    return PairRequest(dataset, roots, **{name: getattr(options, name) for name in wanted})
+    return dataset, roots
 
 
 def _file(text: str) -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -22,6 +23,7 @@ from sd21.folders import owned
 
 Item = TypeVar("Item")
 FOREVER = timedelta(days=365)  # where a rank dies torchrun ends the others, so nobody waits in vain
+PAUSE = 0.2  # seconds between two looks at what the other ranks have finished
 
 
 class Ranks:
@@ -62,11 +64,16 @@ class Ranks:
             yield
 
     def share(self, items: Sequence[Item], *, title: str, quiet: bool) -> Iterator[Item]:
-        """The items that this rank is to do. All ranks pass the same items, and each takes the next when it is free."""
+        """The items that this rank is to do. All ranks pass the same items, and each takes the next when it is free.
+        Rank 0, whose bar tells of all, stays until the others have finished theirs."""
         with tqdm(total=len(items), desc=title, disable=quiet or self.rank > 0) as bar:
             while (number := self.store.add("taken", 1) - 1) < len(items):
                 yield items[number]
                 bar.update(self.store.add("finished", 1) - bar.n)
+            while self.rank == 0 and (finished := self.store.add("finished", 0)) < len(items):
+                bar.update(finished - bar.n)
+                time.sleep(PAUSE)
+            bar.update(len(items) - bar.n)
 
     def finish(self) -> None:
         """Rank 0 waits here until the others have come. The others go on at once."""

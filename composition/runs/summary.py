@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
+from ..metrics.label_truth import MEANINGS
+
 # Of a scan that the network sees at less than this share of its resolution, it does not see the fine texture.
 LEAST_ZOOM = 1 / 2
 
@@ -19,7 +21,8 @@ class Summary:
         of Limits' fields, where any did. A row may fall short of several.
     reused: backgrounds and objects that had been inverted before; saved_rows: the rows through the UNet that this
         spared.
-    composed: compositions made now, of the written and the refused; seconds: the time that all rows together took now.
+    composed: compositions made now, of the written and the refused; seconds: the time that all rows together took
+        now, from when the model was loaded.
     columns: the rows' own, by name. notes: what else a user should know of the data set, a line each.
     The rest is of all rows in metadata.jsonl. labels: for every measure of LabelTruth its median, least and greatest
         value, and how many rows have none; no entry where no row has one.
@@ -52,7 +55,8 @@ class Summary:
         text = f"{self.rows} rows: {self.written} written, {self.kept} there already, {self.bad} bad{refused}. "
         for name, of in self.labels.items():
             unknown = f", unknown for {of['unknown']}" if of["unknown"] else ""
-            text += f"\n  {name}: median {of['median']:.2f}, {of['least']:.2f} to {of['greatest']:.2f}{unknown}"
+            told = f"{name} ({MEANINGS[name]})" if name in MEANINGS else name
+            text += f"\n  {told}: median {of['median']:.2f}, {of['least']:.2f} to {of['greatest']:.2f}{unknown}"
         text += "\n" if self.labels else ""
         if self.columns:
             text += f"Columns of the rows' own: {', '.join(self.columns)}. "
@@ -67,7 +71,7 @@ class Summary:
             "network saved"
         )
         if self.composed:
-            rate = f", {3600 * self.composed / self.seconds:.0f} an hour" if self.seconds else ""
+            rate = f", {3600 * self.composed / self.seconds:.0f} an hour, start-up not counted" if self.seconds else ""
             text += f"\nNow: {self.composed} composites in {self.seconds:.0f} s{rate}"
         return "\n".join([text, *self.notes])
 

@@ -92,7 +92,8 @@ def _add_arms(parser: argparse.ArgumentParser) -> None:
     arms.add_argument(
         "--draw-only",
         action="store_true",
-        help="train nothing: copy the scans that the sizes and seeds draw, and their masks, to OUT, for pair --objects",
+        help="train nothing: copy the scans that the sizes and seeds draw, with masks, to OUT, for pair --objects. "
+        "Take a folder for them alone, and not that of the trainings",
     )
 
 

@@ -21,7 +21,6 @@ import argparse
 import hashlib
 import json
 import os
-import shlex
 import shutil
 import subprocess
 import sys
@@ -253,7 +252,7 @@ def _step(command: list[str], ranks: int, work: Path, done: Path | None = None, 
     begin = time.perf_counter()
     environment = os.environ | {STEP: "1"}
     code = subprocess.run([sys.executable, "-m", *launch, "composition", *command], env=environment).returncode
-    line = shlex.join(command if told is None else told)
+    line = log.line_of(command if told is None else told)
     log.add(work, {"command": line, "code": code, "seconds": round(time.perf_counter() - begin, 1)})
     if code and not (done is not None and done.exists()):
         raise ValueError(f"the step ended with the exit code {code}: {line}; mend it and run again")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from sd21.files import json_lines, read_json_lines, write_text
@@ -10,6 +12,11 @@ from sd21.words import shown
 from ..scans.errors import DatasetError
 
 NAME = "commands.jsonl"
+
+
+def line_of(arguments: Sequence[str]) -> str:
+    """A command of this package as a user types it in a shell."""
+    return shlex.join(["python", "-m", "composition", *arguments])
 
 
 def read(folder: Path) -> list[dict]:

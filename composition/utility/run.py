@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import time
 import warnings
 from collections import Counter
@@ -110,6 +111,10 @@ def run_utility(request: UtilityRequest, out: str | Path, command: str, *, quiet
         if ranks.rank == 0:
             write_json(out / "drawn.json", {"draws": told})
             write_json(out / "left_out.json", left_out.names)
+        if ranks.rank == 0 and not quiet:
+            steps = request.training.steps
+            told_before = f"{len(jobs)} trainings of {steps} steps each; after the first, the bar tells the time left"
+            print(told_before, file=sys.stderr)
         for arm, size, seed in ranks.share(jobs, title="trainings", quiet=quiet):
             _train_one(arm, size, seed, request.training, tests, out)
         ranks.finish()

@@ -137,8 +137,8 @@ def markdown(made: dict, training: dict, left_out: LeftOut, commands: list[dict]
         references = [
             one["arm"] for one in block["lines"] if any(one["arm"] in line["less"] for line in block["lines"])
         ]
-        heads = ["arm", "Dice", "by seed", *(f"less {name.removeprefix('+ ')}" for name in references)]
-        heads += ["lesions found", "false area", "scans with any"]
+        heads = ["arm", "Dice", "by seed", *(f"minus {name.removeprefix('+ ')}" for name in references)]
+        heads += ["lesions found", "false area", "scans with any false positive"]
         text += markdown_head(heads)
         for line in block["lines"]:
             differences = [_told(line["less"].get(name)) for name in references]
@@ -156,9 +156,9 @@ def _notes(made: dict, training: dict) -> list[str]:
     batch, added, negatives = training["batch"], training["added"], training["negatives"]
     return [
         f"Dice is the mean over test scans and seeds. Differences are paired by scan and seed, with their "
-        f"{made['level']:.0%} interval of {made['resamples']} bootstrap resamples over groups of near-duplicate test "
-        "scans; in brackets after it the interval over seeds too, by Student's t over the means of the seeds, which a "
-        "single seed does not have.",
+        f"{made['level']:.0%} interval over seeds and scans, by Student's t over the means of the seeds, which a "
+        f"single seed does not have. After it stands the interval over the scans alone, of {made['resamples']} "
+        "bootstrap resamples over groups of near-duplicates: it says nothing of other draws of real scans.",
         f"Every arm: {training['steps']} steps of {batch} scans, {training['side']} x {training['side']} pixels. Where "
         f"an arm adds something, {batch - added} scans of each batch are real and {added} are added"
         + (f", of which {negatives} are tumour-free scans where composites are added" if negatives else "")
@@ -172,18 +172,18 @@ def _notes(made: dict, training: dict) -> list[str]:
         f"A training took {made['seconds'][len(made['seconds']) // 2]:.0f} s in the median, on "
         f"{', '.join(map(str, made['threads']))} threads.",
         "A lesion is found if at least half of its pixels are predicted. False positives are those on tumour-free test "
-        "scans: the share of their area, and of the scans with any.",
+        "scans: the share of their area, and of the scans with any false positive.",
     ]
 
 
 def _told(difference: dict | None) -> str:
     if difference is None:
         return "–"
-    over_scans, over_both = (
+    over_both, over_scans = (
         "–" if two is None else f"[{two[0]:+.3f}, {two[1]:+.3f}]"
-        for two in (difference["interval"], difference["interval_with_seeds"])
+        for two in (difference["interval_with_seeds"], difference["interval"])
     )
-    return f"{difference['mean']:+.3f} {over_scans} ({over_both})"
+    return f"{difference['mean']:+.3f} {over_both} (scans alone: {over_scans})"
 
 
 def _range(draws: list[dict], name: str) -> str:

@@ -15,7 +15,8 @@ from composition.mini.demo import demo_request
 from sd21.attention import describe_call, record_maps
 from solvers import INVERSIONS
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent
+README = "".join((ROOT / package / "README.md").read_text(encoding="utf-8") for package in ("composition", "sd21"))
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from relative_error import relative_by_image
 
 from solvers import exponential_ab2, log_snr
 
-README = (Path(__file__).parent.parent / "solvers" / "README.md").read_text()
+README = (Path(__file__).parent.parent / "solvers" / "README.md").read_text(encoding="utf-8")
 *USE, NEW_SOLVER = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 

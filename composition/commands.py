@@ -173,16 +173,17 @@ def realism(options: argparse.Namespace) -> int:
 
 
 def utility(options: argparse.Namespace) -> int:
-    from .utility import command, log
+    from .runs.log import line_of
+    from .utility import command
     from .utility.training import Training
 
-    return command.run(options, made_of(options, Training), log.line_of(options.arguments))
+    return command.run(options, made_of(options, Training), line_of(options.arguments))
 
 
 def inversions(options: argparse.Namespace) -> int:
     from .inversion_bench import command, run_inversions
     from .inversion_bench.choices import Choices
-    from .utility.log import line_of
+    from .runs.log import line_of
 
     request, load_model = command.request_of(options, made_of(options, Choices)), model_loader(options)
     done = run_inversions(request, options.out, load_model, line_of(options.arguments), quiet=options.quiet)

@@ -34,7 +34,7 @@ LAYERS = (
             "blending",
             "calls",
         ),
-        *("fields", "figures", "model", "tables"),
+        *("fields", "figures", "model", "plotting", "tables"),
     ),
     ("scans",),
 )

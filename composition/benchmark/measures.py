@@ -14,6 +14,7 @@ from pathlib import Path
 
 from sd21.files import read_json_lines, sha256, write_json, write_text
 
+from ..datasets.folders import TABLE
 from ..metrics import METRICS, Comparison, Networks, Reference, measurable, measure
 from ..placement import knows_millimetres
 from ..runs.manifest import Row
@@ -29,7 +30,7 @@ PLACED = ("fit", "size", "match")  # the settings that decide which object a met
 
 def composed(folder: Path) -> dict[str, dict]:
     """The records of a variant's composites, by sample."""
-    return {record["id"]: record for record in read_json_lines(folder / "metadata.jsonl")}
+    return {record["id"]: record for record in read_json_lines(folder / TABLE)}
 
 
 def measure_all(

@@ -5,25 +5,11 @@ from __future__ import annotations
 from itertools import cycle
 from pathlib import Path
 
-from sd21.files import atomic
-
+from ..plotting import save_plot
 from .table import LEVEL, heading
 from .variants import Lineup
 
 PANELS, PANEL = 3, (4.2, 3.2)  # panels side by side, and the size of one in inches
-
-
-def check_matplotlib(what: str = "the plots of the ablations") -> None:
-    """Raise ImportError, which says what to do, if matplotlib is missing. Call it before the long work.
-
-    what: is drawn with it.
-    """
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            f'{what} take matplotlib; install the extra: pip install "tumour-composition[plots]"'
-        ) from error
 
 
 def plot(lineup: Lineup, table: dict, path: Path) -> None:
@@ -68,5 +54,4 @@ def plot(lineup: Lineup, table: dict, path: Path) -> None:
         axis.set(title=heading(name, table["networks"]), xlabel=lineup.varied, xticks=ticks)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     figure.suptitle(f"{lineup.title}, with {LEVEL:.0%} intervals")
-    with atomic(path) as temporary:
-        figure.savefig(temporary, metadata={"Software": None})
+    save_plot(figure, path)

@@ -18,6 +18,7 @@ from ..canvas import reproduce
 from ..datasets import DATASETS, Benchmark, build_benchmark
 from ..methods import METHODS
 from ..metrics import METRICS, Networks
+from ..plotting import check_matplotlib
 from ..runs.batch import run_batch
 from ..runs.limits import Limits
 from ..runs.manifest import Row, read_manifest
@@ -28,7 +29,7 @@ from ..settings import Settings
 from . import variants
 from .grid import grid
 from .measures import IDENTITY, measure_all, parts_of, write_csv
-from .plots import check_matplotlib, plot
+from .plots import plot
 from .table import markdown, tabulate
 from .variants import ABLATIONS, Lineup, Variant
 
@@ -118,7 +119,7 @@ def run_benchmark(
     out, methods = Path(out), variants.methods(request.methods, settings)
     lineups = [methods, *(ABLATIONS[name](settings) for name in request.ablations)]
     if any(lineup.varied for lineup in lineups):
-        check_matplotlib()
+        check_matplotlib("the plots of the ablations")
     for folder, _ in request.parts.values():
         if folder.resolve().is_relative_to(out.resolve()):
             raise DatasetError(f"{folder} lies in {out}, where results go; name another folder for them")

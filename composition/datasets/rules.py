@@ -7,16 +7,17 @@ Decisions are made in whole numbers and fractions, so that they are the same on 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
 
+from ..fields import check_ranges, option, ranged
 from ..placement import Sample, bounding_box, in_common_terms, true_scale
 from ..scans.errors import ScanError
 from ..scans.images import Scan
 from ..scans.slices import Meaning
-from ..variation import BITS, MOST_DEFORMED, Variation, chance, check_ranges, ranged, share, varied_mask
+from ..variation import BITS, MOST_DEFORMED, Variation, chance, share, varied_mask
 
 FINEST = 10_000  # of the digits of what is drawn, so that a manifest is short, and the same where sines round otherwise
 
@@ -28,14 +29,11 @@ class Rules:
     Raises ValueError, naming the field, for a value of another kind or outside its range.
     """
 
-    place: str = field(
-        default="near",
-        metadata={
-            "about": "near: the box lies in tissue (all that is brighter than air, bone too), as near as it can to "
-            "where the object lies in its own scan, relative to the size of the scans; anywhere: anywhere in tissue, "
-            "drawn",
-            "choices": ("near", "anywhere"),
-        },
+    place: str = option(
+        "near",
+        "near: the box lies in tissue (all that is brighter than air, bone too), as near as it can to where the object "
+        "lies in its own scan, relative to the size of the scans; anywhere: anywhere in tissue, drawn",
+        ("near", "anywhere"),
     )
     per_background: int = ranged(4, "how many rows use one background at most", 1, 10**6)
     per_object: int = ranged(20, "how many rows use one object at most", 1, 10**6)
@@ -46,9 +44,7 @@ class Rules:
         0.0,
         4.0,
     )
-    flip: bool = field(
-        default=False, metadata={"about": "mirror half of the objects, drawn, left to right", "choices": ()}
-    )
+    flip: bool = option(False, "mirror half of the objects, drawn, left to right")
     rotate: float = ranged(0.0, "turn the object by up to so many degrees, either way", 0.0, 180.0)
     deform: float = ranged(
         0.0, "bend the object and its mask, by up to this share of its longer side", 0.0, MOST_DEFORMED

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 
 from sd21.words import shown
 
+from ..fields import option
 from ..settings import Settings
 
 # The guidance of a composition, and so that of a prompt swap.
@@ -21,10 +22,6 @@ def _as_in_settings(name: str):
     return field(default=one.default, metadata=one.metadata)
 
 
-def _choice(default, about: str):
-    return field(default=default, metadata={"about": about, "choices": ()})
-
-
 @dataclass(frozen=True)
 class Choices:
     """The run that is inverted, and the limits of the bench. Raises ValueError, naming the field, for what is out of
@@ -35,14 +32,14 @@ class Choices:
     grid: str = _as_in_settings("grid")
     lower_order_final: bool = _as_in_settings("lower_order_final")
     max_batch: int | None = _as_in_settings("max_batch")
-    max_sweeps: int = _choice(20, "sweeps that a method may take for a scan, or for a step where it solves steps")
-    reference: float | None = _choice(
+    max_sweeps: int = option(20, "sweeps that a method may take for a scan, or for a step where it solves steps")
+    reference: float | None = option(
         1e-5,
         "tolerance of the reference trajectory of a real scan, which the default inversion makes and the states of all "
         "methods are compared with; none leaves these errors out, and saves its rows",
     )
-    swap_scale: float = _choice(SWAP_SCALE, "guidance scale of the run under another prompt")
-    seed: int = _choice(0, "seed of the noise of the generated scans")
+    swap_scale: float = option(SWAP_SCALE, "guidance scale of the run under another prompt")
+    seed: int = option(0, "seed of the noise of the generated scans")
 
     def __post_init__(self):
         self.settings()

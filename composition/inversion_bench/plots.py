@@ -9,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sd21.files import atomic
-
+from ..plotting import save_plot
 from .table import BLOCK
 
 PANELS, PANEL = 4, (4.4, 3.8)  # panels side by side, and the size of one in inches
@@ -99,8 +98,7 @@ def _panels(cells: Sequence[dict], path: Path, draw: Callable, title: str) -> No
     else:
         axes[0].text(0.5, 0.5, "nothing was measured", ha="center")
     figure.suptitle(title)
-    with atomic(path) as temporary:
-        figure.savefig(temporary, metadata={"Software": None})
+    save_plot(figure, path)
 
 
 def _point(cell: dict) -> tuple[float, float]:

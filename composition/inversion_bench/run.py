@@ -10,16 +10,17 @@ from pathlib import Path
 
 import torch
 
-from sd21.files import json_lines, read_json_lines, write_json, write_text
+from sd21.files import write_json, write_text
 from sd21.folders import check_untaken, left_locked
 from sd21.words import one_line, shown
 from solvers import INVERSIONS
 
-from ..benchmark.plots import check_matplotlib
 from ..datasets import LeftOut
 from ..model import Model
-from ..runs import record
+from ..plotting import check_matplotlib
+from ..runs import log, record
 from ..runs.ranks import Ranks
+from ..runs.request import check_outside
 from ..scans.errors import DatasetError
 from . import code, cost, plots, table
 from .choices import Choices
@@ -179,9 +180,7 @@ def run_inversions(
     """
     out, left_out = Path(out), LeftOut()
     check_matplotlib("the plots of the bench")
-    for folder in request.folders.values():
-        if out.resolve().is_relative_to(folder.resolve()):
-            raise DatasetError(f"the results in {out} would lie among the scans of {folder}; name another folder")
+    check_outside(out, request.folders.values())
     check_ours(out)
     chosen = choose(request.folders, request.count, request.text, left_out)
     items = items_of(
@@ -245,9 +244,8 @@ def bench(
         ranks.finish()
         if ranks.rank > 0:
             return None
-        log = out / "commands.jsonl"
-        entry = {"command": as_text(one_line(command, 5000)), "seconds": round(cost.clock() - begin, 1)}
-        write_text(log, json_lines([*(read_json_lines(log) if log.exists() else []), entry]))
+        told = as_text(one_line(command, 5000))
+        log.add(out, {"command": told, "seconds": round(cost.clock() - begin, 1)})
         write_json(out / "left_out.json", left_out.names)
         return _summed_up(work, out, left_out)
 
@@ -256,9 +254,9 @@ def _summed_up(work: Work, out: Path, left_out: LeftOut) -> tuple[str, list[dict
     """Write results, table, plots and errors; returns the table and the errors."""
     cells, errors = work.found()
     record.write_errors(out / "errors.jsonl", errors)
-    write_text(out / "results.csv", table.csv_text(cells))
+    write_text(out / "results.csv", table.csv_of(cells))
     blocks = table.tabulate(cells, errors, DEFAULT)
-    text = table.markdown(blocks, DEFAULT, left_out, read_json_lines(out / "commands.jsonl"))
+    text = table.markdown(blocks, DEFAULT, left_out, log.read(out))
     write_text(out / "table.md", text)
     plots.pareto(cells, DEFAULT, out / "pareto.png")
     plots.states(cells, DEFAULT, out / "states.png")

@@ -6,13 +6,12 @@ case, since a median says nothing of the scan that never converges.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from ..datasets import LeftOut
+from ..tables import csv_text, markdown_head, markdown_line
 from . import editing, verdict, whiteness
 from .problems import GENERATED, REAL
 
@@ -26,17 +25,15 @@ COLUMNS = (
 NONE = "–"
 
 
-def csv_text(cells: Sequence[dict]) -> str:
+def csv_of(cells: Sequence[dict]) -> str:
     """A line for each cell, with COLUMNS; what was not measured is empty."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", extrasaction="ignore")
-    writer.writeheader()
-    for cell in cells:
+
+    def row_of(cell: dict) -> dict:
         noise = {f"noise_{name}": value for name, value in (cell["noise"] or {}).items()}
-        writer.writerow(
-            {**cell, **cell["machine"], **noise, "states_worst": max(map(float, cell["states"] or ()), default=None)}
-        )
-    return text.getvalue()
+        worst = max(map(float, cell["states"] or ()), default=None)
+        return {**cell, **cell["machine"], **noise, "states_worst": worst}
+
+    return csv_text(COLUMNS, map(row_of, cells))
 
 
 def tabulate(cells: Sequence[dict], errors: Sequence[dict], default: str) -> list[dict]:
@@ -123,7 +120,7 @@ def _main(block: dict) -> list[str]:
     """Errors and costs, a line for each tolerance and method."""
     heads = ["tolerance", "method", "converged", "error", "rows", "sweeps", "time / naive's"]
     heads += ["peak MiB", "latents kept", "error, own sampler", "own, one state", "states' error (known)"]
-    text = _head(heads)
+    text = markdown_head(heads)
     for tolerance, line in _lines(block):
         known = f"{line['converged']} of {line['asked']}" + ("" if line["measured"] else " *")
         cells = [f"{tolerance:g}", line["method"], known, _pair(line, "error", _small), _pair(line, "rows", _whole)]
@@ -132,7 +129,7 @@ def _main(block: dict) -> list[str]:
         cells += [_pair(line, name, _small) for name in ("own", "one_state")]
         states = _pair(line, "states", _small)
         cells.append(states if states == NONE else f"{states} ({line['states_known']})")
-        text.append(_row(cells))
+        text.append(markdown_line(cells))
     return text
 
 
@@ -143,17 +140,17 @@ def _edits(block: dict) -> list[str]:
     if not (noise or swap):
         return []
     heads = ["tolerance", "method", *(whiteness.MEASURES if noise else ())]
-    text = _head([*heads, *(("swap: PSNR, dB", "swap: change") if swap else ())])
+    text = markdown_head([*heads, *(("swap: PSNR, dB", "swap: change") if swap else ())])
     for tolerance, line in lines:
         cells = [f"{tolerance:g}", line["method"]]
         if noise:
             cells += [_told((line["noise"] or {}).get(name), "{:.3f}".format) for name in whiteness.MEASURES]
         if swap:
             cells += [_pair(line, "swap_psnr", "{:.1f}".format), _pair(line, "swap_change", _small)]
-        text.append(_row(cells))
+        text.append(markdown_line(cells))
     if noise:
         floor = [_told(value, "{:.3f}".format) for value in whiteness.white_noise(block["shape"]).values()]
-        text.append(_row([NONE, "white noise", *floor, *([NONE] * (2 if swap else 0))]))
+        text.append(markdown_line([NONE, "white noise", *floor, *([NONE] * (2 if swap else 0))]))
     return text
 
 
@@ -201,11 +198,3 @@ def _small(value: float) -> str:
 
 def _whole(value: float) -> str:
     return f"{value:g}"
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _head(cells: Sequence[str]) -> list[str]:
-    return [_row(cells), _row(["---"] * len(cells))]

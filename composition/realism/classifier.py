@@ -82,10 +82,8 @@ def accuracy_and_auc(found: list[dict], labels: list[np.ndarray], crops: list[li
 
     labels, crops: those of each seed; the floor is another split for each.
     """
-    tests, first = (
-        [],
-        0,
-    )  # of each fold: the logits of both kinds, where they are in all crops, and which is above which
+    # Of each fold: which crops of both kinds are told right, which is above which, and where they are in all crops.
+    tests, first = [], 0
     for one, label in zip(found, labels, strict=True):
         logit, fold = np.array(one["logit"]), np.array(one["fold"])
         for number in np.unique(fold):

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,6 +24,7 @@ import torch
 from sd21.files import sha256
 from sd21.training.data import twin_groups
 
+from ..datasets.grouping import components
 from ..datasets.reading import LeftOut
 from ..scans.errors import DatasetError
 from ..scans.images import split_slice
@@ -75,24 +76,6 @@ def placed(real: Sequence[Crop], composites: dict[str, Sequence[Crop]]) -> tuple
         return Placed(crop, background[id(crop)], None, tokens)
 
     return list(first.values()), {name: [of_composite(crop) for crop in some] for name, some in composites.items()}
-
-
-def components(sets: Sequence[Collection[Hashable]]) -> list[int]:
-    """The number, from 0, of the component of each set of tokens: sets with a token in common are of one component, and
-    so are those that others join."""
-    above: dict[Hashable, Hashable] = {}
-
-    def root(token: Hashable) -> Hashable:
-        while above.setdefault(token, token) != token:
-            token = above[token]
-        return token
-
-    for tokens in sets:
-        first, *others = tokens
-        for other in others:
-            above[root(other)] = root(first)
-    number: dict[Hashable, int] = {}
-    return [number.setdefault(root(next(iter(tokens))), len(number)) for tokens in sets]
 
 
 def drawn_by(crops: Sequence[Placed]) -> list[list[Hashable]]:

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from ..datasets.grouping import components
 from ..metrics.lpips import LPIPS
 from .crops import Crop
-from .groups import Contest, components
+from .groups import Contest
 
 PERMUTATIONS, SEED = 1000, 0
 

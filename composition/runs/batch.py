@@ -40,6 +40,7 @@ from tqdm import tqdm
 from sd21.files import json_lines, sha256, write_json, write_text
 from sd21.folders import FolderError, check_untaken, left_locked
 
+from ..datasets.folders import TABLE
 from ..methods import METHODS, Composition, compose
 from ..model import Model
 from ..scans.errors import RowError
@@ -57,7 +58,7 @@ from .single import write_images
 from .store import InversionStore
 from .summary import Summary, can_be_summed_up, figures_of
 
-TABLES = ("metadata.jsonl", "errors.jsonl")
+TABLES = (TABLE, "errors.jsonl")
 KINDS = ("stored/{}.dcm", "stored/{}.nii.gz", "labels/{}.nii.gz")  # of a row's files that an image lacks
 COUNTS = ("written", "kept", "refused", "reused", "saved_rows", "composed")
 

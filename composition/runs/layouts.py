@@ -17,7 +17,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,8 @@ import numpy as np
 from sd21.files import sha256, whole_folder, write_json
 from sd21.folders import FolderError
 
+from ..datasets.folders import TABLE
+from ..fields import option
 from ..scans.errors import RowError
 from ..scans.images import read_mask
 from . import imagefolder, nnunet
@@ -33,10 +35,6 @@ from .manifest import Row
 
 LISTED = ".composition-layout.json"
 TRAIN = "train"  # the split of a row that names none
-
-
-def _option(default: object, about: str, choices: Sequence[str] = ()):
-    return field(default=default, metadata={"about": about, "choices": choices})
 
 
 @dataclass(frozen=True)
@@ -152,7 +150,7 @@ LAYOUTS = {
             + (
                 f'data_dir="{out}/imagefolder")'
                 if (out / "imagefolder").is_dir()
-                else f'data_files={{"train": "{out}/metadata.jsonl"}})'
+                else f'data_files={{"train": "{out}/{TABLE}"}})'
             )
             + "; datasets 3.4.0 or newer"
         ),
@@ -183,12 +181,12 @@ LAYOUTS = {
 class Export:
     """How a batch is laid out, and what its class is called. Raises ValueError, naming the field."""
 
-    layout: str = _option(
+    layout: str = option(
         "imagefolder", "; ".join(f"{name}: {layout.about}" for name, layout in LAYOUTS.items()), tuple(LAYOUTS)
     )
-    label_name: str = _option("tumour", "name of the class, where a row gives none in its column class")
-    dataset_id: int = _option(500, "nnunet: NNN in DatasetNNN_NAME, 1 to 999")
-    dataset_name: str | None = _option(None, "nnunet: NAME, letters, digits and _ (default: made of OUT's name)")
+    label_name: str = option("tumour", "name of the class, where a row gives none in its column class")
+    dataset_id: int = option(500, "nnunet: NNN in DatasetNNN_NAME, 1 to 999")
+    dataset_name: str | None = option(None, "nnunet: NAME, letters, digits and _ (default: made of OUT's name)")
 
     def __post_init__(self):
         if self.layout not in LAYOUTS:
@@ -227,7 +225,7 @@ class Export:
     def write(self, out: Path) -> list[str]:
         """Make the layout of the rows in metadata.jsonl. That of another kind which an earlier run made of other rows
         goes, unless a user's file is in it. Returns lines that a user should read."""
-        table, rows, notes = Table(out / "metadata.jsonl"), sha256(out / "metadata.jsonl"), []
+        table, rows, notes = Table(out / TABLE), sha256(out / TABLE), []
         for name in LAYOUTS:
             place = out / name
             earlier = None if name == self.layout else _listed(place)

@@ -29,6 +29,7 @@ from sd21.folders import FolderError, check_untaken, owned
 
 from ..datasets import Dataset, Labelled, LeftOut
 from ..datasets.drawing import Keys, Pair, draw_pairs, mask_sha256, suitable
+from ..datasets.grouping import components
 from ..datasets.rules import Rules
 from ..scans.dicom import is_dicom, read_header
 from ..scans.errors import DatasetError, damage_named
@@ -243,17 +244,11 @@ def _drawn(
 
 
 def _groups(request: PairRequest, dataset: Dataset, keys: Keys, patients: Patients) -> dict[Path, str]:
-    """The source that each scan is of: its file, or its patient with all that shares a file with that patient's.
-    Raises DatasetError for scans whose patient nobody knows."""
-    root: dict[str, str] = {}
-
-    def find(word: str) -> str:
-        while root.setdefault(word, word) != word:
-            word = root[word]
-        return word
-
-    for path in _paths(dataset):
-        file = find(keys.file(path))
+    """The source that each scan is of, by the least hash of its files: its file, or its patient with all that shares a
+    file with that patient's. Raises DatasetError for scans whose patient nobody knows."""
+    paths, tokens = _paths(dataset), []
+    for path in paths:
+        tokens.append({keys.file(path)})
         if request.split_by == "patient":
             patient = patients.of(path)
             if patient is None:
@@ -261,9 +256,11 @@ def _groups(request: PairRequest, dataset: Dataset, keys: Keys, patients: Patien
                     f"nobody knows whose scan {path.name} is, so it belongs to no split by patient; give --patient "
                     "a pattern that every file's name matches, or split by file"
                 )
-            first, second = sorted((file, find(f"patient {patient}")))  # hashes come before the word
-            root[second] = first
-    return {path: find(keys.file(path)) for path in _paths(dataset)}
+            tokens[-1].add(f"patient {patient}")
+    numbers, least = components(tokens), {}
+    for path, number in zip(paths, numbers, strict=True):
+        least[number] = min(least.get(number, keys.file(path)), keys.file(path))
+    return {path: least[number] for path, number in zip(paths, numbers, strict=True)}
 
 
 def _assigned(request: PairRequest, dataset: Dataset, group_of: dict[Path, str]) -> dict[str, str]:

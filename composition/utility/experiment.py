@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
 import shutil
 import subprocess
@@ -29,19 +28,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sd21.command import STEP, Parser, folder, guarded
-from sd21.files import atomic, json_lines, sha256, write_json, write_text
+from sd21.files import atomic, json_lines, read_json_lines, sha256, write_json, write_text
 from sd21.folders import owned
 from sd21.training import data
 
 from ..datasets import DATASETS, Dataset, Labelled
 from ..datasets.drawing import unsuitable
-from ..datasets.folders import read_folder
+from ..datasets.folders import TABLE, read_folder
 from ..datasets.rules import Rules
 from ..mini.pairs import held_out_part
-from ..runs import record
+from ..runs import log, record
 from ..scans.images import write_image
 from ..settings import PAPER
-from . import log
 from .training import Training
 
 UNLIMITED = ["--min-contrast", "none", "--max-clipped", "none", "--min-cells", "none"]
@@ -136,7 +134,7 @@ def _options_of(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _asked(options: argparse.Namespace, name: str) -> dict:
-    """What no later run on the same folder may change: its pairs or trainings would not fit. Lines may be added."""
+    """What no later run on the same folder may change: its pairs or trainings would not fit. Kinds may be added."""
     asked = {"dataset": name, "pool": options.pool or POOL[name], "sizes": options.sizes, "seeds": options.seeds}
     asked |= {"per_scan": options.per_scan, "steps": options.steps, "model": options.model}
     return {**asked, "at_all_sizes": {kind: kind in options.compared for kind in options.kinds}}
@@ -219,15 +217,15 @@ def _compose(dataset: Dataset, options: argparse.Namespace, work: Path) -> dict[
         folders[name] = work / "composites" / name
         model = ["--model", options.model, "--cache", str(work / "inversions")]
         command = ["batch", str(manifest), "--out", str(folders[name]), *model, *kind.options]
-        _step(command, options.ranks, work, done=folders[name] / "metadata.jsonl")
+        _step(command, options.ranks, work, done=folders[name] / TABLE)
     return folders
 
 
 def _part(manifest: Path, objects: set[str]) -> Path:
     """Write the manifest of the rows whose object is one of these, beside the manifest; returns its path."""
     part = manifest.with_name(f"{manifest.stem}_first.jsonl")
-    rows = [json.loads(line) for line in manifest.read_text(encoding="utf-8").split("\n") if line]
-    write_text(part, json_lines(row for row in rows if sha256(manifest.parent / row["object"]) in objects))
+    rows = (row for row in read_json_lines(manifest) if sha256(manifest.parent / row["object"]) in objects)
+    write_text(part, json_lines(rows))
     return part
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from sd21.files import atomic
+from ..plotting import save_plot
 
 PANEL = (5.5, 3.6)  # the size of a panel in inches
 
@@ -28,7 +28,7 @@ def bars(made: dict, path: Path) -> None:
         axis.set_xticks(range(len(lines)), [line["arm"] for line in lines], rotation=45, ha="right")
         axis.set(ylabel="Dice", ylim=(0, 1), title=f"N = {block['size']}, {block['test']}")
         axis.axhline(lines[0]["dice"], color="gray", linewidth=0.7)
-    _save(figure, path)
+    save_plot(figure, path)
 
 
 def curves(found: Sequence[dict], path: Path) -> None:
@@ -45,9 +45,4 @@ def curves(found: Sequence[dict], path: Path) -> None:
             axis.plot(steps, means, style, color=f"C{number % 10}", label=arm)
         axis.set(xlabel="step", ylabel={"loss": "loss in training", "dice": "Dice on the test scans"}[name])
     figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=4)
-    _save(figure, path)
-
-
-def _save(figure, path: Path) -> None:
-    with atomic(path) as temporary:
-        figure.savefig(temporary, metadata={"Software": None})
+    save_plot(figure, path)

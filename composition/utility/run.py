@@ -14,11 +14,11 @@ from sd21.files import write_json, write_text
 from sd21.folders import check_untaken, left_locked
 
 from ..datasets import LeftOut
-from ..runs import record
+from ..runs import log, record
 from ..runs.ranks import Ranks
 from ..runs.request import check_outside
 from ..scans.errors import DatasetError
-from . import log, plots, table
+from . import plots, table
 from .arms import MORE, TUMOUR_FREE, Arm, Material, arms_of
 from .data import Case, digest_of, read_composites, read_labelled, read_tumour_free, twins_of
 from .scoring import score

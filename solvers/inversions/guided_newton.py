@@ -81,8 +81,8 @@ def solve_guided_newton(
         found, active = x.clone(), torch.arange(len(x))
         smallest = torch.full((len(x),), torch.inf, dtype=torch.float64)
         residuals: list[list[float]] = [[] for _ in x]
-        for evaluation in range(1, 1 + min(evaluations, 1 + max_sweeps)):
-            last = evaluation == min(evaluations, 1 + max_sweeps)
+        for left in reversed(range(min(evaluations, 1 + max_sweeps))):
+            last = left == 0
             objective = objective_of(step, x[active], active, weight, not last)
             size, value = step.relative(objective.residual, active), objective.value.double().cpu()
             for image, one in zip(active.tolist(), size.tolist(), strict=True):
